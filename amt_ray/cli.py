@@ -1,0 +1,117 @@
+"""The command line: one thin function a verb. Heavy imports wait until a verb needs them."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from amt_ray.config import ConfigError, Experiment, load_experiment
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Attention-driven masking and throwing: pretrain, sweep and compare on Ray.",
+)
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+ExperimentFile = Annotated[Path | None, typer.Argument(help="Experiment YAML.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, over the file; may be repeated.")]
+Resume = Annotated[str | None, typer.Option("--resume", help="MLflow id of an interrupted run to go on with.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options of every verb."""
+
+
+@app.command()
+def pretrain(experiment: ExperimentFile = None, set_: Overrides = None, resume: Resume = None) -> None:
+    """Pretrain one model on Ray Train's workers."""
+    given = None if resume else _load(experiment, set_)  # a bad file is told before the slow imports
+    from amt_ray.runtime.pretrain import pretrain, recorded_experiment
+
+    wanted = given or recorded_experiment(None, str(resume))
+    run_id = pretrain(wanted, console, resume)
+    console.print(f"Run {run_id}", highlight=False, soft_wrap=True)
+    _say_where(wanted)
+
+
+@app.command()
+def sweep(experiment: ExperimentFile = None, set_: Overrides = None, resume: Resume = None) -> None:
+    """Search with Ray Tune; every trial is an MLflow run."""
+    given = None if resume else _load(experiment, set_)
+    from amt_ray.runtime.sweep import recorded, sweep
+
+    wanted = given or recorded(str(resume))
+    parent = sweep(wanted, console, resume)
+    console.print(
+        f"Sweep {parent}; compare its trials with: amt-ray compare --sweep {parent}", highlight=False, soft_wrap=True
+    )
+    _say_where(wanted)
+
+
+@app.command()
+def compare(
+    sweep: Annotated[str | None, typer.Option(help="MLflow id of a sweep.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Name of an experiment.")] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Rank the runs of a sweep (default: the newest) and write one self-contained page."""
+    from amt_ray import report
+    from amt_ray.runtime.mlflow import tracking_uri
+
+    page = report.compare(tracking_uri(), sweep=sweep, experiment=experiment, out=out, console=console)
+    _say_where(None)
+    console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(experiment: ExperimentFile = None, set_: Overrides = None) -> None:
+    """Print the resolved configuration with every default; starts nothing."""
+    wanted = _load(experiment, set_)
+    if wanted.sweep is not None:
+        from amt_ray.space import sweep_points
+
+        points = sweep_points(wanted)
+        print(f"# sweep: {points.count} trials, {points.infeasible} infeasible combinations left out")
+    counts = wanted.masking.build().counts(wanted.num_patches)
+    print(f"# patches of an image: {counts.visible} visible, {counts.masked} masked, {counts.thrown} thrown")
+    print(wanted.to_yaml(), end="")
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 the run failed, 2 bad usage or configuration (one line; ``--debug`` for the traceback)."""
+    try:
+        app()
+    except (ConfigError, ValueError) as error:
+        _stop(error, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _stop(error, 1)
+
+
+def _stop(error: Exception, status: int) -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    line = " ".join(str(error).split()) or type(error).__name__
+    print(f"amt-ray: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
+    if path is None:
+        raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
+    return load_experiment(path, overrides or ())
+
+
+def _say_where(experiment: Experiment | None) -> None:
+    from amt_ray.runtime.mlflow import tracking_uri
+
+    uri = tracking_uri(experiment)
+    shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    console.print(f"Open the runs: {shown}", highlight=False, soft_wrap=True)

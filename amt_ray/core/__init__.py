@@ -1,0 +1,1 @@
+"""The science: torch, timm and torchvision only; knows neither Ray, MLflow nor pydantic."""

@@ -1,0 +1,81 @@
+"""A folder of images: one's own data, or any data set laid out as torchvision's ImageFolder."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
+
+
+def image_files(folder: Path) -> list[str]:
+    """Paths of the images below a folder, relative to it, sorted, links followed."""
+    found = []
+    for here, _, files in os.walk(folder, followlinks=True):
+        found += [os.path.relpath(os.path.join(here, f), folder) for f in files if f.lower().endswith(EXTENSIONS)]
+    return sorted(found)
+
+
+def folder_source(folder: Path) -> Source:
+    """All images below a folder; the first folder level names the class, unless the images lie flat.
+
+    Raises:
+        ValueError: If there is no image, or some images lie in class folders and some beside them.
+    """
+    files = image_files(folder)
+    if not files:
+        raise ValueError(f"data.root must hold images ({', '.join(EXTENSIONS)}), found none below {folder}.")
+    tops = [Path(f).parts[0] if len(Path(f).parts) > 1 else "" for f in files]
+    classes = tuple(sorted(set(tops)))
+    if "" in classes and len(classes) > 1:
+        raise ValueError(f"images must all lie in class folders or all flat, found both below {folder}.")
+    labelled = classes != ("",)
+    number = {name: i for i, name in enumerate(classes)}
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for f in files:
+        stat = (folder / f).stat()
+        digest.update(f"{f}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return Source(
+        count=len(files),
+        open=lambda i: Image.open(folder / files[i]),
+        name=lambda i: str(folder / files[i]),
+        labels=np.array([number[t] for t in tops], dtype=np.int64) if labelled else None,
+        classes=classes if labelled else (),
+        fingerprint=f"folder-{digest.hexdigest()[:24]}",
+    )
+
+
+class ImageFolder:
+    """``root/train/<class>/*`` and ``root/test|val/<class>/*``, or ``root/<class>/*``, or images lying flat in ``root``.
+
+    Without a ``train`` folder, all of ``root`` is the train split and there is no test split. Flat images have no
+    labels: they can be pretrained on, not evaluated by a probe.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        ValueError: If the folder does not exist.
+    """
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(self, root: str | None = None) -> None:
+        if root is None or not Path(root).expanduser().is_dir():
+            raise ValueError(f"data.root must be an existing folder, got {root}.")
+        self.root = Path(root).expanduser()
+
+    def split(self, name: str) -> Source:
+        """The train or test split; KeyError where there is none."""
+        for folder in SPLIT_FOLDERS[name]:
+            if (self.root / folder).is_dir():
+                return folder_source(self.root / folder)
+        if name == "train":
+            return folder_source(self.root)
+        raise KeyError(name)

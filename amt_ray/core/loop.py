@@ -1,0 +1,247 @@
+"""Pretraining: the same loop under pytest, in one process, under Ray Train on many nodes and inside a Tune trial."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from amt_ray.core.attention import cls_attention
+from amt_ray.core.checkpoint import random_states, read_training, read_weights, restore_random_states, write_checkpoint
+from amt_ray.core.encoder import Encoder
+from amt_ray.core.geometry import crop_scores
+from amt_ray.core.images import Augmentation, ImageArray
+from amt_ray.core.masking import MaskingStrategy
+from amt_ray.core.noise import Purpose, permutation, uniform
+from amt_ray.core.plan import PatchPlan
+from amt_ray.core.ports import Checkpoints, Ranks, Reporter
+from amt_ray.core.sampling import MicroBatch, epoch_steps, rank_share, steps_per_epoch
+from amt_ray.core.schedule import Schedule
+from amt_ray.core.score_store import ScoreStore
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PROGRESS_EVERY_S = 2.0
+
+Evaluation = Callable[[Encoder, bool], Mapping[str, float]]
+
+
+class NotFiniteError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Pretraining:
+    """A pretraining run: its parts, and the state that survives a restart.
+
+    Args:
+        model: A method (`amt_ray.core.methods`), on the ranks' device.
+        images: The data set.
+        train_index: Indices of the images to train on.
+        augmentation: Crop and flip of the training images.
+        strategy: Masking strategy after the switch.
+        warmup_strategy: Masking strategy before it.
+        layers: Layers of the encoder whose attention is scored.
+        schedule: When what happens.
+        optimizer: Over the model's parameters.
+        lr_schedule: A function of the number of steps.
+        batch_size: Global batch: most images a step over all ranks.
+        accumulate: Micro-batches a step on each rank.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        clip_grad: Largest norm of the gradient, or None.
+        seed: Seed of the order, the crops and the plans.
+        ranks: The processes that train together.
+        about: Kept in the weights' metadata.
+        extra: Kept in the checkpoint beside the training state (the MLflow run id).
+    """
+
+    model: Any
+    images: ImageArray
+    train_index: Tensor
+    augmentation: Augmentation
+    strategy: MaskingStrategy
+    warmup_strategy: MaskingStrategy
+    layers: tuple[int, ...]
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    lr_schedule: Scheduler
+    batch_size: int
+    ranks: Ranks
+    accumulate: int = 1
+    precision: str = "float32"
+    clip_grad: float | None = None
+    seed: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.epoch = 0  # epochs completed
+        self.train_s = 0.0
+        self.scores = ScoreStore(len(self.images), self.model.grid, self.ranks.device)
+        self.wrapped: nn.Module = self.model
+        if self.ranks.size > 1:
+            self.wrapped = DistributedDataParallel(self.model)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        return steps_per_epoch(len(self.train_index), self.batch_size)
+
+    def state_dict(self, random_states_of_ranks: list[Any]) -> dict[str, Any]:
+        """All but the weights: what a restart needs to go on as if there had been no stop."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "train_s": self.train_s,
+            "scores": self.scores.state_dict(),
+            "random_states": random_states_of_ranks,
+            **self.extra,
+        }
+
+    def resume(self, folder: Path) -> None:
+        """Take up a checkpoint.
+
+        Raises:
+            ValueError: If it is of another data set.
+            RuntimeError: If it is of another model.
+        """
+        weights, _ = read_weights(folder)
+        self.model.load_state_dict(weights)
+        state = read_training(folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.train_s = state["epoch"], state["train_s"]
+        self.scores.load_state_dict(state["scores"])
+        if len(state["random_states"]) == self.ranks.size:  # with other ranks than before, each keeps its fresh seed
+            restore_random_states(state["random_states"][self.ranks.rank])
+
+    def save(self, checkpoints: Checkpoints, metrics: Mapping[str, float]) -> None:
+        """Write a checkpoint of the epochs completed; every rank calls it."""
+        state = self.state_dict(self.ranks.gather(random_states()))
+        about = {**self.about, "epoch": self.epoch}
+        weights = self.model.state_dict()
+        checkpoints.save(self.epoch, metrics, lambda folder: write_checkpoint(folder, weights, state, about))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the forward pass."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def refresh_scores(self) -> None:
+        """Score every training image whole, each rank a share, and give all ranks all maps."""
+        rows, columns = self.model.grid
+        maps_nGW = torch.zeros_like(self.scores.maps)
+        mine = rank_share(self.train_index, self.ranks.rank, self.ranks.size)
+        for index_B in mine.split(2 * max(1, self.batch_size // self.ranks.size)):
+            whole = self.images.whole(index_B, self.augmentation.size, self.ranks.device)
+            with self.autocast():
+                scores_BN = cls_attention(self.model, whole, self.layers)
+            maps_nGW[index_B.to(maps_nGW.device)] = scores_BN.reshape(-1, rows, columns).to(maps_nGW.dtype)
+        self.scores.replace(self.ranks.sum(maps_nGW), self.epoch)
+
+    def strategy_now(self) -> MaskingStrategy:
+        """The strategy of the epoch to come."""
+        return self.warmup_strategy if self.schedule.in_warmup(self.epoch) else self.strategy
+
+    def prepare(self, index_B: Tensor) -> tuple[Tensor, PatchPlan]:
+        """Augmented images and their plans: a function of (seed, epoch, image) and the stored scores."""
+        index_on_device = index_B.to(self.ranks.device, non_blocking=True)
+        crops = self.augmentation.draw(self.seed, self.epoch, index_on_device, self.images.size)
+        images = self.images.crop(index_B, crops, self.augmentation.size, self.augmentation.kernel)
+        noise_BN = uniform(self.seed, self.epoch, index_on_device, Purpose.PLAN, self.model.num_patches)
+        strategy = self.strategy_now()
+        if not strategy.needs_scores:
+            return images, strategy(noise_BN, noise_BN=noise_BN)
+        scores = crop_scores(self.scores.lookup(index_on_device), crops, self.model.grid)
+        return images, strategy(scores.flatten(1), noise_BN=noise_BN)
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> Tensor:
+        """One optimizer step; returns the rank's part of the sum of losses over the step's images."""
+        total = torch.zeros((), device=self.ranks.device)
+        for i, (index_B, weight_B) in enumerate(micro_batches):
+            images, plan = self.prepare(index_B)
+            weight_B = weight_B.to(self.ranks.device, non_blocking=True)
+            last = i == len(micro_batches) - 1
+            with contextlib.nullcontext() if last or self.ranks.size == 1 else self.wrapped.no_sync():  # type: ignore[operator]
+                with self.autocast():
+                    loss_B = self.wrapped(images, plan).loss_B
+                (loss_B * weight_B).sum().backward()
+            total += (loss_B.detach() * (weight_B > 0)).sum()
+        if self.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def train_epoch(self, reporter: Reporter) -> dict[str, float]:
+        """One pass over the training images.
+
+        Raises:
+            NotFiniteError: If the mean loss of the epoch is not finite; nothing of the epoch is kept.
+        """
+        self.model.train()
+        started = spoke = time.monotonic()
+        order = permutation(self.seed, self.epoch, self.train_index)
+        loss_sum = torch.zeros((), device=self.ranks.device)
+        lr = 0.0
+        steps = epoch_steps(order, self.batch_size, self.ranks.rank, self.ranks.size, self.accumulate)
+        for step, micro_batches in enumerate(steps):
+            self.lr_schedule.step_update(self.epoch * self.steps_per_epoch + step)
+            lr = self.optimizer.param_groups[0]["lr"]
+            loss_sum += self.train_step(micro_batches)
+            if time.monotonic() - spoke > PROGRESS_EVERY_S:
+                spoke = time.monotonic()
+                reporter.progress(self.epoch, (step + 1) / self.steps_per_epoch)
+        loss = float(self.ranks.sum(loss_sum)) / len(order)
+        if not torch.isfinite(torch.tensor(loss)):
+            raise NotFiniteError(
+                f"the loss must stay finite, got {loss} in epoch {self.epoch + 1} at learning rate {lr:.3g}; "
+                f"the checkpoint of epoch {self.epoch} is whole. A lower optim.base_lr or optim.clip_grad may help."
+            )
+        epoch_s = time.monotonic() - started
+        self.train_s += epoch_s
+        return {
+            "train/loss": loss,
+            "train/lr": lr,
+            "perf/images_per_s": len(order) / epoch_s,
+            "perf/epoch_s": epoch_s,
+            "perf/train_s": self.train_s,
+        }
+
+    def run(
+        self,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        evaluate: Evaluation | None = None,
+        picture: Callable[[], bytes] | None = None,
+    ) -> None:
+        """Train what is left of the schedule, from the newest checkpoint if there is one.
+
+        Args:
+            reporter: Where metrics and the picture go (a `Silent` one on ranks other than 0).
+            checkpoints: Where checkpoints go.
+            evaluate: Given the model and whether the run is at its end, gives metrics; called on every rank.
+            picture: Makes the picture of masks and reconstructions at the end, on rank 0.
+        """
+        if (folder := checkpoints.latest()) is not None:
+            self.resume(folder)
+        while self.epoch < self.schedule.epochs:
+            metrics: dict[str, float] = {}
+            if self.strategy_now().needs_scores and self.schedule.refresh_due(self.epoch):
+                started = time.monotonic()
+                self.refresh_scores()
+                metrics["perf/refresh_s"] = time.monotonic() - started
+                self.train_s += metrics["perf/refresh_s"]
+            metrics |= self.train_epoch(reporter)
+            last = self.schedule.is_last(self.epoch)
+            if evaluate is not None and self.schedule.eval_due(self.epoch):
+                metrics |= evaluate(self.model, last)
+            self.epoch += 1
+            reporter.metrics(metrics, self.epoch)
+            if last and picture is not None and self.ranks.rank == 0:
+                reporter.image("figures/masks.png", picture())
+            self.save(checkpoints, {"epoch": self.epoch, **metrics})

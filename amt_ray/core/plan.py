@@ -1,0 +1,99 @@
+"""What happens to each patch: visible, masked or thrown."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+VISIBLE, MASKED, THROWN = 0, 1, 2
+
+
+class Counts(NamedTuple):
+    """How many of an image's N patches are visible, masked and thrown."""
+
+    visible: int
+    masked: int
+    thrown: int
+
+
+def plan_counts(num_patches: int, mask_ratio: float, throw_ratio: float = 0.0) -> Counts:
+    """Exact patch counts: masked = int(N r_m), visible = N - int(N (r_m + r_t)), thrown = the rest.
+
+    Args:
+        num_patches: N.
+        mask_ratio: r_m, share of the patches that are reconstruction targets.
+        throw_ratio: r_t, share of the patches that no part of the model sees.
+
+    Raises:
+        ValueError: If a ratio is outside [0, 1], or fewer than one patch would be masked or visible.
+    """
+    if not (0 <= mask_ratio <= 1 and 0 <= throw_ratio <= 1):
+        raise ValueError(f"mask_ratio and throw_ratio must be in [0, 1], got {mask_ratio} and {throw_ratio}.")
+    masked = int(num_patches * mask_ratio)
+    visible = num_patches - int(num_patches * (mask_ratio + throw_ratio))
+    if visible < 1:
+        raise ValueError(
+            f"mask_ratio + throw_ratio must leave at least one visible patch, "
+            f"got {mask_ratio:.4g} + {throw_ratio:.4g} of {num_patches}."
+        )
+    if masked < 1:
+        raise ValueError(f"mask_ratio must mask at least one patch, got {mask_ratio:.4g} of {num_patches}.")
+    return Counts(visible, masked, num_patches - visible - masked)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPlan:
+    """Three index sets an image that partition range(N).
+
+    Attributes:
+        visible: [B, V] int64, indices into N of the patches that the encoder sees.
+        masked: [B, M] int64, indices of the patches to be reconstructed.
+        thrown: [B, T] int64, indices of the patches that nothing sees; T may be 0.
+
+    Within a set the patches stand in the order in which the strategy drew them.
+
+    Raises:
+        ValueError: If the sets are not [B, .] int64 with one B.
+    """
+
+    visible: Tensor
+    masked: Tensor
+    thrown: Tensor
+
+    def __post_init__(self) -> None:
+        sets = (self.visible, self.masked, self.thrown)
+        if any(s.ndim != 2 or s.dtype != torch.int64 or len(s) != len(self.visible) for s in sets):
+            got = ", ".join(f"{tuple(s.shape)} {s.dtype}" for s in sets)
+            raise ValueError(f"visible, masked and thrown must be [B, count] int64 with one B, got {got}.")
+
+    @classmethod
+    def from_order(cls, order_BN: Tensor, counts: Counts) -> "PatchPlan":
+        """The first patches of an order are masked, the following thrown, the rest visible."""
+        masked, thrown, visible = order_BN.split([counts.masked, counts.thrown, counts.visible], dim=1)
+        return cls(visible=visible, masked=masked, thrown=thrown)
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches of one image."""
+        return self.visible.shape[1] + self.masked.shape[1] + self.thrown.shape[1]
+
+    def kinds(self) -> Tensor:
+        """[B, N] int8: VISIBLE, MASKED or THROWN at each patch's place (for drawing and checking)."""
+        kinds_BN = torch.full((len(self.visible), self.num_patches), -1, dtype=torch.int8, device=self.visible.device)
+        for kind, index_BK in ((VISIBLE, self.visible), (MASKED, self.masked), (THROWN, self.thrown)):
+            kinds_BN.scatter_(1, index_BK, kind)
+        return kinds_BN
+
+    def check(self) -> "PatchPlan":
+        """Itself, after a look at every index (synchronises the device, so not for the training step).
+
+        Raises:
+            ValueError: If a row is not a partition of range(N).
+        """
+        everything = torch.cat([self.visible, self.masked, self.thrown], 1).sort(1).values
+        if not torch.equal(everything, torch.arange(self.num_patches, device=everything.device).expand_as(everything)):
+            raise ValueError(
+                f"a plan's rows must partition range({self.num_patches}), got {everything.tolist()[:1]}..."
+            )
+        return self

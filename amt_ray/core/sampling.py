@@ -1,0 +1,75 @@
+"""Which images each rank takes in each step: every image once an epoch, none twice, none left out."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amt_ray.core.noise import Purpose, bits
+
+
+class MicroBatch(NamedTuple):
+    """One forward and backward pass of one rank.
+
+    Attributes:
+        index_B: int64 image indices; always the same number of them.
+        weight_B: float32, the weight of each image in the step's mean loss times the number of ranks (so that DDP's
+            average over ranks gives the mean over the global batch); 0 for padding, which counts nowhere.
+    """
+
+    index_B: Tensor
+    weight_B: Tensor
+
+
+def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
+    """ceil(images / global batch)."""
+    return math.ceil(num_images / global_batch_size)
+
+
+def epoch_steps(
+    order_n: Tensor, global_batch_size: int, rank: int = 0, size: int = 1, accumulate: int = 1
+) -> Iterator[list[MicroBatch]]:
+    """Split an epoch's order of images into steps, and each step over ranks and micro-batches.
+
+    The steps are as equal as can be (they differ by one image), so no small last batch gets a full-sized update. All
+    micro-batches of all ranks have one shape; what a step lacks is filled by images of weight 0.
+
+    Args:
+        order_n: The epoch's order of image indices, the same on every rank.
+        global_batch_size: Most images a step, over all ranks.
+        rank: This rank.
+        size: Number of ranks.
+        accumulate: Micro-batches a step.
+
+    Yields:
+        The rank's micro-batches of a step.
+    """
+    n = len(order_n)
+    steps = steps_per_epoch(n, global_batch_size)
+    width = math.ceil(math.ceil(n / steps) / (size * accumulate))
+    for step in range(steps):
+        chosen = order_n[step * n // steps : (step + 1) * n // steps]
+        slots = torch.arange(size * accumulate * width).reshape(size, accumulate, width)[rank]
+        weights = (slots < len(chosen)).float() * (size / len(chosen))
+        yield [
+            MicroBatch(chosen[slot.clamp_max(len(chosen) - 1)], weight)
+            for slot, weight in zip(slots, weights, strict=True)
+        ]
+
+
+def hold_out(num_images: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the images to train on and of those held out for choosing between runs, each increasing.
+
+    The choice depends on the index alone, so all runs on a data set hold out the same int(n fraction) images.
+    """
+    everything = torch.arange(num_images)
+    by_hash = bits(0, 0, everything, Purpose.HOLD_OUT, 1).squeeze(1).argsort(stable=True)
+    held = int(num_images * fraction)
+    return by_hash[held:].sort().values, by_hash[:held].sort().values
+
+
+def rank_share(index_n: Tensor, rank: int, size: int) -> Tensor:
+    """Every ``size``-th index from ``rank`` on: the ranks' shares partition the indices for any count."""
+    return index_n[rank::size]

@@ -1,0 +1,122 @@
+"""One pretraining run, from the driver's side: start or resume it, wait for it, record how it ended."""
+
+from pathlib import Path
+
+import yaml
+from ray.train import TrainingFailedError
+from rich.console import Console
+
+from amt_ray.config import ConfigError, Experiment, experiment_from
+from amt_ray.core.loop import NotFiniteError
+from amt_ray.core.ports import Solo
+from amt_ray.runtime import local, ray_train
+from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime.cluster import concurrent_runs, connected
+from amt_ray.runtime.progress import following
+
+
+class RunFailedError(RuntimeError):
+    """A run ended without its result; the message says how to go on."""
+
+
+def storage_of(experiment: Experiment) -> str:
+    """Absolute place of checkpoints; an address with a scheme stays as it is."""
+    path = experiment.ray.storage_path
+    return path if "://" in path else str(Path(path).expanduser().resolve() / experiment.name)
+
+
+def pretrain(experiment: Experiment, console: Console, resume: str | None = None) -> str:
+    """Run or resume a pretraining.
+
+    Args:
+        experiment: What to train; ignored where ``resume`` names a run, which brings its own.
+        console: Where progress is shown.
+        resume: MLflow id of an interrupted run.
+
+    Returns:
+        The MLflow run id.
+
+    Raises:
+        ConfigError: If the images, the tracking store or the cluster are not as the run needs them.
+        RunFailedError: If training failed; its last whole checkpoint is kept.
+    """
+    target = tracking.prepare(experiment)
+    run_id = resume or tracking.start_experiment_run(target, experiment, experiment.name, "pretrain")
+    target.client.update_run(run_id, status="RUNNING")
+    try:
+        show_images(experiment, console)
+        train_run(experiment, target, run_id, console, experiment.name)
+    except ConfigError:
+        tracking.finish(target, run_id, "FAILED")
+        raise
+    return run_id
+
+
+def show_images(experiment: Experiment, console: Console) -> None:
+    """Decode the data set here first (the workers of this node find it done), and say what it is."""
+    with console.status("Decoding images ..."):
+        splits = local.load_splits(experiment)
+    tested = f", {len(splits.test)} test" if splits.test is not None else ""
+    console.print(
+        f"Images: {experiment.data.name}, {len(splits.train_index)} to train on, {len(splits.val_index)} held out"
+        f"{tested}, {len(splits.train.classes)} classes",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def train_run(experiment: Experiment, target: tracking.Target, run_id: str, console: Console, title: str) -> None:
+    """Train an MLflow run to its end, on Ray's workers or (``ray.num_workers: 0``) here."""
+    storage = storage_of(experiment)
+    how = f"Go on with: amt-ray pretrain --resume {run_id}"
+    try:
+        with following(console, target, run_id, title, experiment.train.epochs):
+            if experiment.ray.num_workers == 0:
+                path: str | None = _here(experiment, target, run_id, Path(storage) / run_id)
+            else:
+                with connected(experiment):
+                    concurrent_runs(experiment)
+                    path = ray_train.fit(experiment, target, run_id, storage)
+    except KeyboardInterrupt:
+        tracking.finish(target, run_id, "KILLED")
+        raise RunFailedError(f"Stopped. {how}") from None
+    except (TrainingFailedError, NotFiniteError) as error:
+        reason = _reason(error)
+        tracking.finish(target, run_id, "FAILED", {"amt_ray.error": reason})
+        raise RunFailedError(f"{reason} {how}") from error
+    if path:
+        tracking.note_checkpoint(target, run_id, path)
+    tracking.finish(target, run_id, "FINISHED")
+
+
+def _here(experiment: Experiment, target: tracking.Target, run_id: str, folder: Path) -> str | None:
+    checkpoints = local.FolderCheckpoints(folder, experiment.train.keep_checkpoints)
+    ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
+    local.run(experiment, ranks, tracking.MlflowReporter(target, run_id), checkpoints, {"mlflow_run_id": run_id})
+    return str(checkpoints.latest())
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost line that says what went wrong."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return last.rpartition("Error: ")[2]
+
+
+def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Experiment:
+    """The configuration with which a run was started, from its artifact.
+
+    Raises:
+        ConfigError: If there is no such run, or it has no configuration.
+    """
+    client = tracking.MlflowClient(tracking.tracking_uri(experiment_hint))
+    try:
+        folder = client.download_artifacts(run_id, "config.yaml")
+        tree = yaml.safe_load(Path(folder).read_text())
+    except (tracking.MlflowException, OSError) as error:
+        raise ConfigError(
+            f"--resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]})."
+        ) from error
+    return experiment_from(tree)
