@@ -115,3 +115,7 @@ def _say_where(experiment: Experiment | None) -> None:
     uri = tracking_uri(experiment)
     shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     console.print(f"Open the runs: {shown}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

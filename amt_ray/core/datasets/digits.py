@@ -12,7 +12,7 @@ TEST_EVERY = 5
 
 
 class Digits:
-    """Every fifth image is the test split (360); the others are the train split (1,437).
+    """Every fifth image is the test split (359); the others are the train split (1,438).
 
     Args:
         root: Not used; the images come with scikit-learn.

@@ -1,0 +1,161 @@
+"""Sampling, decoding, data sets, scores and neighbours."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from amt_ray import plugins
+from amt_ray.core.decoded import decoded
+from amt_ray.core.encoder import Encoder
+from amt_ray.core.evals.knn import KNN, knn_votes
+from amt_ray.core.images import ImageArray
+from amt_ray.core.ports import Solo
+from amt_ray.core.sampling import epoch_steps, hold_out, rank_share, steps_per_epoch
+from amt_ray.core.score_store import ScoreStore
+
+
+@pytest.mark.parametrize("images", [1, 7, 100, 101])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(("batch", "accumulate"), [(12, 1), (12, 2), (128, 1)])
+def test_sampling__every_image_counts_once_an_epoch(images, ranks, batch, accumulate):
+    order = torch.randperm(images)
+    per_rank = [list(epoch_steps(order, batch, rank, ranks, accumulate)) for rank in range(ranks)]
+    assert {len(steps) for steps in per_rank} == {steps_per_epoch(images, batch)}
+    assert len({len(micro.index_B) for steps in per_rank for step in steps for micro in step}) == 1
+    counted = []
+    for step in zip(*per_rank, strict=True):
+        micros = [micro for share in step for micro in share]
+        weights = torch.cat([micro.weight_B for micro in micros])
+        assert weights.sum() / ranks == pytest.approx(1.0)
+        assert len(weights[weights > 0].unique()) == 1 and int((weights > 0).sum()) <= batch
+        counted += [i for micro in micros for i in micro.index_B[micro.weight_B > 0].tolist()]
+    assert counted == order.tolist()
+
+
+def test_hold_out__is_exact_disjoint_and_the_same_for_all():
+    train, held = hold_out(1437, 0.1)
+    assert len(held) == 143 and torch.equal(torch.cat([train, held]).sort().values, torch.arange(1437))
+    assert torch.equal(hold_out(1437, 0.1)[1], held)
+    shares = torch.cat([rank_share(train, r, 3) for r in range(3)])
+    assert torch.equal(shares.sort().values, train)
+
+
+@pytest.fixture
+def folder(tmp_path, generator):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = torch.randint(0, 256, (9, 11, 3), generator=generator).byte().numpy()
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def source_of(folder, name="imagefolder", split="train"):
+    return plugins.load("datasets", name)(str(folder)).split(split)
+
+
+def _decode(folder, cache, queue):
+    queue.put(decoded(source_of(folder), (9, 11), cache).sum())
+
+
+def test_decoded__is_pils_pixels_made_once(folder, tmp_path, monkeypatch):
+    source = source_of(folder)
+    array = decoded(source, (9, 11), tmp_path / "cache")
+    assert np.array_equal(array[4], np.asarray(Image.open(folder / "train/dog/1.png")).transpose(2, 0, 1))
+    monkeypatch.setattr("amt_ray.core.decoded._read", None)
+    assert np.array_equal(decoded(source, (9, 11), tmp_path / "cache"), array)
+
+
+def test_decoded__two_processes_at_once_get_the_same_whole_array(folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=_decode, args=(folder, tmp_path / "cache", queue)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    sums = {int(queue.get()) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert len(sums) == 1
+
+
+def test_decoded__names_a_broken_image_and_leaves_nothing_that_looks_whole(folder, tmp_path):
+    (folder / "train/dog/1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="every image must be readable, got .*dog/1.png"):
+        decoded(source_of(folder), (9, 11), tmp_path / "cache")
+    assert list((tmp_path / "cache").glob("*.npy")) == []
+
+
+def test_decoded__a_changed_folder_is_decoded_again(folder, tmp_path):
+    before = decoded(source_of(folder), (9, 11), tmp_path / "cache").copy()
+    Image.new("RGB", (11, 9), "red").save(folder / "train/cat/0.png")
+    assert not np.array_equal(decoded(source_of(folder), (9, 11), tmp_path / "cache"), before)
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "cifar10"])
+def test_dataset__folders_of_images_have_labels_by_folder(folder, name):
+    for split in ("train", "test"):
+        source = source_of(folder, name, split)
+        assert source.count == 6 and source.classes == ("cat", "dog")
+        assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_imagefolder__flat_images_have_no_labels_and_a_mixture_is_refused(folder):
+    assert source_of(folder / "train/cat").labels is None
+    Image.new("RGB", (4, 4)).save(folder / "train/stray.png")
+    with pytest.raises(ValueError, match="all lie in class folders or all flat"):
+        source_of(folder)
+    with pytest.raises(ValueError, match="data.root must be an existing folder, got /nowhere"):
+        source_of("/nowhere")
+
+
+def test_digits__are_the_1797_images_of_scikit_learn():
+    digits = plugins.load("datasets", "digits")()
+    train, test = digits.split("train"), digits.split("test")
+    assert (train.count, test.count, len(train.classes)) == (1438, 359, 10)
+    assert train.open(0).size == (8, 8) and len(train.labels) == 1438
+
+
+def test_score_store__gives_back_what_it_was_given_and_refuses_nan(generator):
+    store, maps = ScoreStore(5, (3, 4)), torch.rand(5, 3, 4, generator=generator)
+    assert not store.is_fresh
+    store.replace(maps, epoch=7)
+    other = ScoreStore(5, (3, 4))
+    other.load_state_dict(store.state_dict())
+    index = torch.tensor([4, 0, 4])
+    assert (other.lookup(index) - maps[index]).abs().max() < 5e-4 and other.refreshed_at_epoch == 7
+    maps[2, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="scores must be finite, got 1 of 5"):
+        store.replace(maps, 8)
+
+
+def test_knn__agrees_with_scikit_learn(generator):
+    bank = torch.nn.functional.normalize(torch.randn(400, 8, generator=generator), dim=1)
+    labels = torch.randint(0, 5, (400,), generator=generator)
+    queries = torch.nn.functional.normalize(torch.randn(200, 8, generator=generator), dim=1)
+    oracle = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute")
+    oracle.fit(bank.numpy(), labels.numpy())
+    votes = knn_votes(queries, bank, labels, 5, 20, 0.07)
+    agreement = multiclass_accuracy(votes.argmax(1), torch.from_numpy(oracle.predict(queries.numpy())), 5, average="micro")
+    assert agreement > 0.99
+
+
+def test_knn__leaves_the_model_as_it_was_and_finds_equal_images(generator):
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=generator).byte().numpy()
+    labels = np.arange(40) % 10
+    images = ImageArray(pixels, labels, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"))
+    model = Encoder(8, 4, 3, 16, 1, 2)
+    model.init_weights()
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = KNN(k=1)(model, images, torch.arange(40), images, torch.arange(20), (8, 8), Solo())
+    assert found["knn_top1"] == 1.0 and model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    random = ImageArray(pixels, torch.randint(0, 10, (40,), generator=generator).numpy(), (0.5,) * 3, (0.25,) * 3, images.classes)
+    chance = KNN(k=5)(model, random, torch.arange(20), random, torch.arange(20, 40), (8, 8), Solo())
+    assert chance["knn_top1"] < 0.4

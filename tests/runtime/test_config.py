@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from amt_ray.config import ConfigError, Experiment, experiment_from, known_keys, load_experiment
+from amt_ray.space import MASK, THROW, draw_point, optuna_space, sweep_points
+from tests.tiny import TREE, tiny
+
+QUICKSTART = "experiments/quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("model.patchsize=4", "every key must be known, got model.patchsize. Did you mean model.patch_size?"),
+        ("train.epochs=many", "train.epochs: input should be a valid integer"),
+        ("model.patch_size=5", "patch_size must divide the image size, got 5 for 16 x 16"),
+        ("masking.mask_ratio=0.7", "must leave at least one visible patch, got 0.7 + 0.3 of 16"),
+        ("attention.layers=2", "attention.layers must be in [-2, 1] for 2 blocks, got 2"),
+        ("masking.strategy=atm", "masking must be one of amt, random"),
+        ("data.name=digit", "datasets must be one of cifar10, digits, imagefolder"),
+        ("ray.num_workers=3", "train.batch_size must be a multiple of ray.num_workers x train.accumulate, got 256 for 3"),
+        ("model.encoder.num_heads=3", "model.encoder.embed_dim must be a multiple of 4 and of num_heads, got 16 with 3"),
+        ("data.crop_scale=[0.5, 0.2]", "data.crop_scale must be 0 < least <= greatest <= 1, got [0.5, 0.2]"),
+        ("sweep.metric=train/loss", "sweep.metric must be a probe (eval/...), got train/loss"),
+        ("sweep.space.train.epochs={uniform: [1, 2]}", "a grid search needs values"),
+        ("train.epochs", "--set must be key.path=value, got 'train.epochs'"),
+        ("train.epochs=[", "must be valid YAML"),
+    ],
+)
+def test_config__a_broken_rule_is_one_line_with_rule_and_value(tmp_path, override, rule):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+    with pytest.raises(ConfigError) as error:
+        load_experiment(file, [override])
+    assert rule in str(error.value) and "\n" not in str(error.value)
+
+
+def test_config__yaml_out_is_yaml_in():
+    experiment = tiny(attention__layers=[0, -1])
+    assert experiment_from(yaml.safe_load(experiment.to_yaml())) == experiment
+
+
+def test_config__extends_is_read_first_and_overrides_last(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TREE))
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\ntrain: {epochs: 9}\noptim: {base_lr: 1e-4}\n")
+    experiment = load_experiment(tmp_path / "child.yaml", ["train.batch_size=64"])
+    assert (experiment.train.epochs, experiment.train.batch_size, experiment.optim.base_lr) == (9, 64, 1e-4)
+    (tmp_path / "base.yaml").write_text("extends: child.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_experiment(tmp_path / "child.yaml")
+
+
+def test_config__is_frozen_and_every_key_is_a_param():
+    with pytest.raises(ValueError, match="frozen"):
+        tiny().train = None
+    keys = {key for key in known_keys() if not key.startswith("sweep")}
+    assert keys == set(Experiment().dotted())
+
+
+def test_grid__leaves_out_what_leaves_no_visible_patch():
+    space = {MASK: {"grid": [0.3, 0.6]}, THROW: {"grid": [0.2, 0.5]}}
+    points = sweep_points(tiny(sweep={"space": space}))
+    assert points.listed == [{MASK: 0.3, THROW: 0.2}, {MASK: 0.3, THROW: 0.5}, {MASK: 0.6, THROW: 0.2}]
+    assert points.infeasible == 1
+    with pytest.raises(ConfigError, match="leave a visible patch in some point"):
+        sweep_points(tiny(sweep={"space": {MASK: {"grid": [0.9]}, THROW: {"grid": [0.5]}}}))
+
+
+SPACE = {MASK: {"uniform": [0.1, 0.9]}, THROW: {"uniform": [0.05, 0.9]}, "attention.layers": {"choice": [-1, 0]}}
+
+
+def test_random_search__is_seeded_and_every_point_is_feasible():
+    experiment = tiny(sweep={"search": "random", "num_samples": 60, "space": SPACE})
+    points = sweep_points(experiment).listed
+    assert points == sweep_points(experiment).listed and len(points) == 60
+    assert all(p[MASK] + p[THROW] <= 1 - 1 / 16 + 1e-9 for p in points)
+    assert max(p[MASK] for p in points) > 0.7 and max(p[THROW] for p in points) > 0.5
+
+
+def test_optuna__draws_only_feasible_points():
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    experiment = tiny(sweep={"search": "optuna", "num_samples": 30, "space": SPACE | {THROW: {"choice": [0.1, 0.4, 0.7]}}})
+    study, define = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0)), optuna_space(experiment)
+    for _ in range(30):
+        trial = study.ask()
+        point = define(trial)["point"]
+        assert point[MASK] + point[THROW] <= 1 - 1 / 16 + 1e-9
+        study.tell(trial, point[MASK])
+
+
+def test_sweep__unknown_searched_keys_are_refused():
+    with pytest.raises(ConfigError, match="every key must be known, got masking.ratio"):
+        sweep_points(tiny(sweep={"space": {"masking.ratio": {"grid": [1]}}}))
+    with pytest.raises(ConfigError, match="every key must be known"):
+        sweep_points(tiny(sweep={"baselines": [{"masking.foo": 1}]}))
+    assert draw_point(tiny(sweep={"space": {}}), None) == {}
+
+
+def cli(*words, **kwargs):
+    return subprocess.run([sys.executable, "-m", "amt_ray.cli", *words], capture_output=True, text=True, **kwargs)
+
+
+def test_cli__bad_config_is_one_line_and_status_2_before_ray_is_imported():
+    done = cli("sweep", QUICKSTART, "--set", "attention.layers=7")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "amt-ray: attention.layers must be in [-4, 3] for 4 blocks, got 7.\n"
+
+
+def test_cli__validate_prints_every_default_as_yaml_that_loads():
+    done = cli("validate", QUICKSTART)
+    assert done.returncode == 0 and "# sweep: 9 trials" in done.stdout
+    assert experiment_from(yaml.safe_load(done.stdout)).optim.betas == (0.9, 0.95)
+    assert cli("validate").returncode == 2 and cli("nothing").returncode == 2

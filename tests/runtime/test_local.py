@@ -1,0 +1,145 @@
+"""The loop on real images in this process and in real process groups."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from amt_ray.config import ConfigError
+from amt_ray.core.checkpoint import read_training, read_weights
+from amt_ray.core.loop import NotFiniteError
+from amt_ray.core.ports import ProcessGroup, Silent, Solo
+from amt_ray.runtime import local
+from tests.tiny import tiny
+
+
+class Recorder(Silent):
+    def __init__(self):
+        self.values, self.images = {}, {}
+
+    def metrics(self, values, epoch):
+        self.values[epoch] = dict(values)
+
+    def image(self, name, png):
+        self.images[name] = png
+
+
+class KilledIn(Silent):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def metrics(self, values, epoch):
+        if epoch == self.epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(experiment, folder, reporter=None, ranks=None):
+    torch.set_num_threads(1)
+    checkpoints = local.FolderCheckpoints(folder, keep=2)
+    local.run(experiment, ranks or Solo(), reporter or Silent(), checkpoints, {"mlflow_run_id": "r"})
+    return checkpoints.latest()
+
+
+def equal_states(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal_states(one[k], other[k]) for k in one if k != "train_s")
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal_states, one, other))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    os.environ["AMT_RAY_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    recorder = Recorder()
+    return train(tiny(), tmp_path_factory.mktemp("run"), recorder), recorder
+
+
+def test_run__reports_every_epoch_and_evaluates_when_due(uninterrupted):
+    _, recorder = uninterrupted
+    assert sorted(recorder.values) == [1, 2, 3, 4]
+    for epoch, values in recorder.values.items():
+        assert {"train/loss", "train/lr", "perf/images_per_s"} <= values.keys()
+        assert ("eval/knn_top1" in values) == (epoch in (2, 4))
+        assert ("test/knn_top1" in values) == (epoch == 4)
+        assert ("perf/refresh_s" in values) == (epoch in (2, 4))
+    assert recorder.values[4]["train/loss"] < recorder.values[1]["train/loss"]
+    assert recorder.values[4]["eval/knn_top1"] > 0.3
+    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_run__killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, epoch):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=train, args=(tiny(), tmp_path, KilledIn(epoch)))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert local.FolderCheckpoints(tmp_path).latest().name == f"epoch_{epoch - 1:05d}"
+    resumed, whole = train(tiny(), tmp_path), uninterrupted[0]
+    assert equal_states(read_weights(resumed)[0], read_weights(whole)[0])
+    assert equal_states(read_training(resumed), read_training(whole))
+
+
+def test_run__finished_is_left_alone(uninterrupted):
+    folder, _ = uninterrupted
+    recorder = Recorder()
+    assert train(tiny(), folder.parent, recorder) == folder and recorder.values == {}
+
+
+def test_checkpoint__holds_all_that_a_run_is(uninterrupted):
+    weights, about = read_weights(uninterrupted[0])
+    training = read_training(uninterrupted[0])
+    assert about["experiment"] == tiny().model_dump(mode="json") and about["epoch"] == 4
+    assert {"optimizer", "epoch", "scores", "random_states", "mlflow_run_id"} <= training.keys()
+    assert training["scores"]["maps"].shape == (1438, 4, 4) and training["scores"]["refreshed_at_epoch"] == 3
+    assert "decoder_blocks.0.attn.qkv.weight" in weights
+
+
+def _rank(rank, size, experiment, rendezvous, folder):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+    ranks = ProcessGroup("cpu")
+    torch.set_num_threads(1)
+    splits = local.load_splits(experiment)
+    run = local.build_pretraining(experiment, splits, ranks)
+    run.epoch = 1  # past the switch: scores are refreshed over the ranks too
+    run.refresh_scores()
+    loss = run.train_epoch(Silent())["train/loss"]
+    found = local.evaluation(experiment, splits, ranks)(run.model, False)
+    if rank == 0:
+        torch.save({"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}, folder / str(size))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks__two_workers_of_b_make_the_update_of_one_worker_of_2b(tmp_path, accumulate):
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    for size, steps in ((1, 1), (2, accumulate)):
+        experiment = tiny(ray__num_workers=size, train__accumulate=steps)
+        torch.multiprocessing.spawn(_rank, (size, experiment, tmp_path / f"meet{size}", tmp_path), nprocs=size)
+    one, two = (torch.load(tmp_path / str(size)) for size in (1, 2))
+    assert (one["scores"] - two["scores"]).abs().max() < 2e-3
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert one["eval/knn_top1"] == pytest.approx(two["eval/knn_top1"], abs=0.03)
+    for name, weight in one["weights"].items():
+        assert torch.allclose(weight, two["weights"][name], atol=2e-3), name
+
+
+def test_run__a_loss_that_is_no_number_stops_it_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(NotFiniteError, match="the loss must stay finite, got nan in epoch"):
+        train(tiny(optim__base_lr=1e30), tmp_path)
+
+
+def test_images_without_labels__are_refused_before_training_unless_no_probe_is_asked_for(tmp_path):
+    for i in range(20):
+        Image.new("RGB", (16, 16), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
+    flat = tiny(data__name="imagefolder", data__root=str(tmp_path))
+    with pytest.raises(ConfigError, match="eval.protocols need images in class folders"):
+        local.load_splits(flat)
+    assert len(local.load_splits(flat.override({"eval.protocols": []})).train_index) == 18
