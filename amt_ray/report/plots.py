@@ -233,13 +233,13 @@ def _cell_notes(grid: Grid, metric: str, maximize: bool) -> list[dict[str, objec
     known = [mean for line in grid.means for mean in line if mean is not None]
     middle = (min(known) + max(known)) / 2
     notes = []
-    for throwing, line in zip(grid.throwing, grid.means):
-        for masking, mean in zip(grid.masking, line):
+    for row, line in enumerate(grid.means):  # positions, because plotly reads a category spelled 0.4 as a number
+        for column, mean in enumerate(line):
             dark = mean is not None and mean != middle and (mean < middle) == maximize
             colour = "#6b7280" if mean is None else "#ffffff" if dark else "#111111"
             text = "not run" if mean is None else show_value(mean, metric)
             font = {"color": colour, "size": 11 if mean is None else 13}
-            notes.append({"x": masking, "y": throwing, "text": text, "showarrow": False, "font": font})
+            notes.append({"x": column, "y": row, "text": text, "showarrow": False, "font": font})
     return notes
 
 
@@ -275,9 +275,8 @@ def to_html(figure: go.Figure | None) -> str:
     if figure is None:
         return ""
     config: dict[str, object] = {
-        "displaylogo": False,
+        "displayModeBar": False,
         "responsive": True,
-        "modeBarButtonsToRemove": ["lasso2d", "select2d"],
     }
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 

@@ -19,12 +19,12 @@ from amt_ray.report.words import (
     show_value,
 )
 
-WIDTH = 100
+WIDTH = 120
 MAX_KEYS = 5  # as many as fit beside the results; the page shows all
 
 
 def print_ranking(console: Console, comparison: Comparison) -> None:
-    """Prints headline, ranked table and the reasons of what is unranked, at most 100 columns wide."""
+    """Prints headline, ranked table and the reasons of what is unranked, at most 120 columns wide."""
     width = min(WIDTH, console.width)
     console.print(Text(headline(comparison), style="bold"), width=width)
     for sentence in retrained_sentences(comparison):

@@ -1,0 +1,152 @@
+"""A real Ray of two CPUs, real workers and trials, a real MLflow store: all tests share one cluster."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from rich.console import Console
+
+from amt_ray.core.checkpoint import read_training, read_weights
+from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime.cluster import QUIET
+from amt_ray.runtime.pretrain import pretrain
+from amt_ray.runtime.sweep import recorded, sweep
+from tests.tiny import tiny
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory with its own store, on one local Ray of two CPUs."""
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    os.environ.update(QUIET)
+    os.environ["AMT_RAY_CACHE"] = str(folder / "cache")
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=True)
+    yield folder
+    ray.shutdown()
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def client(place):
+    return MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=120)
+
+
+def steps(client, run_id, key):
+    return [point.step for point in client.get_metric_history(run_id, key)]
+
+
+def kill_a_worker_after(client, experiment_name, epoch):
+    """SIGKILL one training process as soon as MLflow has the epoch."""
+    for _ in range(600):
+        found = client.get_experiment_by_name(experiment_name)
+        for run in client.search_runs([found.experiment_id]) if found else []:
+            if run.data.metrics and max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch:
+                for pid in os.listdir("/proc"):
+                    try:
+                        title = open(f"/proc/{pid}/cmdline").read()
+                    except OSError:
+                        continue
+                    if "RayTrainWorker" in title:
+                        os.kill(int(pid), signal.SIGKILL)
+                        return
+        time.sleep(0.1)
+
+
+def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place, client):
+    experiment = tiny(name="two_workers", ray__num_workers=2, train__epochs=6, eval__every_epochs=3)
+    killer = threading.Thread(target=kill_a_worker_after, args=(client, "two_workers", 2), daemon=True)
+    killer.start()
+    run_id = pretrain(experiment, quiet())
+    assert not killer.is_alive()
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    for key in ("train/loss", "train/lr", "perf/images_per_s"):
+        assert steps(client, run_id, key) == [1, 2, 3, 4, 5, 6]
+    assert steps(client, run_id, "eval/knn_top1") == [3, 6] and steps(client, run_id, "test/knn_top1") == [6]
+    assert run.data.params["masking.mask_ratio"] == "0.4" and run.data.params["ray.num_workers"] == "2"
+    assert {"git.commit", "version.torch", "version.ray", "method", "strategy"} <= run.data.tags.keys()
+    names = {file.path for folder in ("", "figures") for file in client.list_artifacts(run_id, folder)}
+    assert {"config.yaml", "checkpoint.json", "figures/masks.png"} <= names
+    checkpoint = json.loads(open(client.download_artifacts(run_id, "checkpoint.json")).read())["path"]
+    training = read_training(Path(checkpoint))
+    assert training["epoch"] == 6 and len(training["random_states"]) == 2 and training["mlflow_run_id"] == run_id
+
+
+def test_sweep__more_trials_than_slots_end_in_one_tree_and_the_best_is_trained_again(place, client):
+    search = {
+        "max_concurrent_trials": 4,
+        "baselines": [{"masking.strategy": "random", "masking.mask_ratio": 0.75, "masking.throw_ratio": 0.0}],
+        "space": {"masking.mask_ratio": {"grid": [0.3, 0.5]}, "masking.throw_ratio": {"grid": [0.2, 0.5]}},
+        "retrain_best": {"ray.num_workers": 2},
+    }
+    console = quiet()
+    parent = sweep(tiny(name="search", train__epochs=2, eval__every_epochs=1, sweep=search), console)
+    experiment_id = client.get_run(parent).info.experiment_id
+    children = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    kinds = [child.data.tags["amt_ray.kind"] for child in children]
+    assert sorted(kinds) == ["retrain"] + ["trial"] * 4  # 0.5 + 0.5 leaves nothing visible
+    assert {child.info.status for child in (*children, client.get_run(parent))} == {"FINISHED"}
+    trials = [child for child in children if child.data.tags["amt_ray.kind"] == "trial"]
+    assert sorted(t.data.tags["amt_ray.point"] for t in trials) == ["0", "1", "2", "3"]
+    assert [t.data.params["masking.strategy"] for t in trials if "amt_ray.baseline" in t.data.tags] == ["random"]
+    for child in children:
+        assert steps(client, child.info.run_id, "train/loss") == [1, 2]
+        assert "amt_ray.checkpoint" in child.data.tags
+    best = max(trials, key=lambda t: t.data.metrics["eval/knn_top1"])
+    retrained = next(child for child in children if child.data.tags["amt_ray.kind"] == "retrain")
+    for key in ("masking.strategy", "masking.mask_ratio", "masking.throw_ratio"):
+        assert retrained.data.params[key] == best.data.params[key]
+    assert retrained.data.params["ray.num_workers"] == "2"
+    assert "trial 4/4 done" in console.file.getvalue() and "1 infeasible" in console.file.getvalue()
+
+
+def test_sweep__resumed_after_its_end_repeats_nothing(place, client):
+    parent = next(
+        run.info.run_id
+        for run in client.search_runs([client.get_experiment_by_name("search").experiment_id])
+        if run.data.tags["amt_ray.kind"] == "sweep"
+    )
+    experiment_id = client.get_run(parent).info.experiment_id
+    before = len(client.search_runs([experiment_id]))
+    assert sweep(recorded(parent), quiet(), parent) == parent
+    assert len(client.search_runs([experiment_id])) == before
+
+
+def test_sweep__trials_of_two_workers_and_asha_neither_hang_nor_leave_a_run_open(place, client):
+    search = {
+        "max_concurrent_trials": 2,
+        "search": "optuna",
+        "num_samples": 2,
+        "space": {"masking.mask_ratio": {"uniform": [0.2, 0.8]}, "masking.throw_ratio": {"uniform": [0.1, 0.8]}},
+        "asha": {"grace_epochs": 1, "reduction_factor": 2},
+    }
+    parent = sweep(tiny(name="pairs", ray__num_workers=2, train__epochs=2, eval__every_epochs=1, sweep=search), quiet())
+    experiment_id = client.get_run(parent).info.experiment_id
+    trials = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert len(trials) == 2 and {t.info.status for t in trials} == {"FINISHED"}
+    for t in trials:
+        stopped = "amt_ray.stopped_early" in t.data.tags
+        assert steps(client, t.info.run_id, "train/loss") in ([1], [1, 2]) and (stopped or "test/knn_top1" in t.data.metrics)
+
+
+def test_checkpoint__of_ray_train_reads_back_as_one_of_a_folder(place, client):
+    run = client.search_runs([client.get_experiment_by_name("two_workers").experiment_id])[0]
+    folder = Path(run.data.tags["amt_ray.checkpoint"])
+    weights, about = read_weights(folder)
+    assert about["experiment"]["name"] == "two_workers" and "blocks.1.mlp.fc2.bias" in weights
+    assert tracking.tracking_uri() == f"sqlite:///{place / 'mlflow.db'}"
