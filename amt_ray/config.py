@@ -1,4 +1,4 @@
-"""The one schema: YAML in, YAML out, ``extends``, dotted overrides. Everything is checked here, before anything starts."""
+"""The one schema: YAML in, YAML out, ``extends``, dotted overrides; all checked before anything starts."""
 
 import difflib
 import re
@@ -218,7 +218,8 @@ class Sweep(Section):
                 raise ValueError(f"a grid search needs values to try, got only a range for sweep.space.{key}.")
         if not self.metric.startswith("eval/"):
             raise ValueError(
-                f"sweep.metric must be a probe (eval/...), got {self.metric}: losses at different ratios do not compare."
+                f"sweep.metric must be a probe (eval/...), got {self.metric}: "
+                "losses at different ratios do not compare."
             )
         return self
 

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,8 +89,11 @@ def draw_point(experiment: Experiment, draw: Draw) -> Point:
 
 def label(point: Mapping[str, Any], experiment: Experiment) -> str:
     """A short name of a point: the strategy, and the last part of each key with its value."""
-    parts = [f"{key.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else
-             f"{key.rpartition('.')[2]}={value}" for key, value in point.items() if key != "masking.strategy"]  # fmt: skip
+    parts = []
+    for key, value in point.items():
+        if key != "masking.strategy":
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            parts.append(f"{key.rpartition('.')[2]}={shown}")
     return " ".join([experiment.masking.strategy, *parts])
 
 
@@ -159,9 +162,15 @@ class FromOptuna:
         return float(self.trial.suggest_float(key, low, high))
 
 
-DefineByRun = Callable[[Any], dict[str, Any] | None]
+@dataclass(frozen=True)
+class OptunaSpace:
+    """The define-by-run function for Ray Tune's OptunaSearch: draws a point, and returns it whole as ``point``.
 
+    An object, not a closure, because Tune keeps a pickled copy of its searcher.
+    """
 
-def optuna_space(experiment: Experiment) -> DefineByRun:
-    """The define-by-run function for Ray Tune's OptunaSearch: draws a point, and returns it whole as ``point``."""
-    return lambda trial: {"point": draw_point(experiment, FromOptuna(trial))}
+    experiment: Experiment
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """Draw one point with an Optuna trial."""
+        return {"point": draw_point(self.experiment, FromOptuna(trial))}

@@ -75,7 +75,9 @@ def main() -> None:
             mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
             rows += [{"kernel": kernel, "amt_ray": mine, "data_loader": theirs, "ratio": ratio}]
-    print(f"decode once: {source.count} images in {decode_s:.1f} s; {torch.get_num_threads()} threads, {repeats} repeats")
+    print(
+        f"decode once: {source.count} images in {decode_s:.1f} s; {torch.get_num_threads()} threads, {repeats} repeats"
+    )
     print(f"{'kernel':10}{'amt_ray':>12}{'DataLoader':>12}{'ratio':>8}   (images a second, medians)")
     for row in rows:
         print(f"{row['kernel']:10}{row['amt_ray']:12,.0f}{row['data_loader']:12,.0f}{row['ratio']:8.1f}")

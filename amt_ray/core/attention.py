@@ -32,7 +32,7 @@ def cls_row(block: Block, tokens_BLD: Tensor) -> Tensor:
     Only the query of [CLS] is formed, so memory is linear in the number of tokens.
     """
     attn = block.attn
-    B, L, D = tokens_BLD.shape
+    B, L, _ = tokens_BLD.shape
     normed = block.norm1(tokens_BLD)
     weight_q, weight_k, _ = attn.qkv.weight.chunk(3)
     bias_q, bias_k, _ = attn.qkv.bias.chunk(3)
@@ -40,7 +40,7 @@ def cls_row(block: Block, tokens_BLD: Tensor) -> Tensor:
     k_BHL = torch.nn.functional.linear(normed, weight_k, bias_k)
     q_BH1 = q_BH1.reshape(B, 1, attn.num_heads, -1).transpose(1, 2)
     k_BHL = k_BHL.reshape(B, L, attn.num_heads, -1).transpose(1, 2)
-    logits_BHL = (q_BH1 @ k_BHL.transpose(2, 3)).squeeze(2) * attn.scale
+    logits_BHL: Tensor = (q_BH1 @ k_BHL.transpose(2, 3)).squeeze(2) * attn.scale
     return logits_BHL.float().softmax(dim=-1)[..., 1:]
 
 

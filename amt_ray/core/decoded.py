@@ -54,7 +54,8 @@ def decoded(
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system even if its holder is killed
             if not path.exists():
                 _decode_to(path, source, size, on_progress)
-    return np.load(path, mmap_mode="c")
+    array: np.ndarray = np.load(path, mmap_mode="c")
+    return array
 
 
 def _decode_to(

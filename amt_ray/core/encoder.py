@@ -103,7 +103,8 @@ class Encoder(nn.Module):
         tokens = self.embed(patches_BNP, keep_BV)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
 
     def features(self, images_BCYX: Tensor, pool: str = "cls") -> Tensor:
         """features_BD of whole images.

@@ -49,7 +49,7 @@ class Checkpoints(Protocol):
         ...
 
     def save(self, epoch: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint after ``epoch`` completed epochs. Every rank calls it; rank 0's ``write`` fills a folder."""
+        """Keep a checkpoint after ``epoch`` completed epochs. Every rank calls it, rank 0's ``write`` is used."""
         ...
 
 

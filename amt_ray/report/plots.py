@@ -1,4 +1,4 @@
-"""The figures of the page, in plotly. Colours are Okabe and Ito's, and never the only difference: dash and marker go with them."""
+"""The figures of the page, in plotly. Colours are Okabe and Ito's, beside dash and marker."""
 
 import html
 from collections.abc import Sequence

@@ -63,7 +63,8 @@ def headline(comparison: Comparison) -> str:
     if best is None:
         return f"No run has {metric} yet: nothing to rank."
     unfinished = any(row.run.status in ("RUNNING", "SCHEDULED") for row in comparison.rows)
-    start = f"Best{' so far' if unfinished else ''}: {best.run.name}, {show_value(best.objective, metric)} {metric_name(metric)}"
+    value = f"{show_value(best.objective, metric)} {metric_name(metric)}"
+    start = f"Best{' so far' if unfinished else ''}: {best.run.name}, {value}"
     return f"{start}{_against(comparison, best)} ({_trust(comparison, best)})."
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from ray.train import TrainingFailedError
 from rich.console import Console
 
@@ -111,11 +113,11 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
     Raises:
         ConfigError: If there is no such run, or it has no configuration.
     """
-    client = tracking.MlflowClient(tracking.tracking_uri(experiment_hint))
+    client = MlflowClient(tracking.tracking_uri(experiment_hint))
     try:
         folder = client.download_artifacts(run_id, "config.yaml")
         tree = yaml.safe_load(Path(folder).read_text())
-    except (tracking.MlflowException, OSError) as error:
+    except (MlflowException, OSError) as error:
         raise ConfigError(
             f"--resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]})."
         ) from error

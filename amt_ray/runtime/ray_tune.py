@@ -21,7 +21,7 @@ from amt_ray.runtime import local, ray_train
 from amt_ray.runtime import mlflow as tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
 from amt_ray.runtime.progress import Board
-from amt_ray.space import Points, label, optuna_space
+from amt_ray.space import OptunaSpace, Points, label
 
 
 class PointSearch(Searcher):
@@ -38,7 +38,7 @@ class PointSearch(Searcher):
         self.optuna: OptunaSearch | None = None
         if points.sampled:
             self.optuna = OptunaSearch(
-                optuna_space(experiment), metric=sweep.metric, mode=sweep.mode, seed=experiment.seed
+                OptunaSpace(experiment), metric=sweep.metric, mode=sweep.mode, seed=experiment.seed
             )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:

@@ -110,6 +110,8 @@ def _retrain(experiment: Experiment, target: tracking.Target, parent: str, best:
     again = experiment.override({**best, **experiment.sweep.retrain_best})
     query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`amt_ray.kind` = 'retrain'"
     found = target.client.search_runs([target.experiment_id], query)
+    if found and found[0].info.status == "FINISHED":
+        return
     name = f"retrain best: {label(best, again)}"
     run_id = (
         found[0].info.run_id if found else tracking.start_experiment_run(target, again, name, "retrain", {}, parent)

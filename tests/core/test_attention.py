@@ -42,7 +42,7 @@ def test_cls_attention__is_the_first_row_of_the_whole_matrix(encoder, images, la
     for index in (layer, layer - 4):
         scores = cls_attention(encoder, images, (index,))
         assert torch.allclose(scores, expected, atol=1e-5)
-        assert 0 <= scores.min() and scores.max() <= 1
+        assert scores.min() >= 0 and scores.max() <= 1
 
 
 def test_cls_attention__averages_layers(encoder, images):

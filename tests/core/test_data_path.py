@@ -141,7 +141,9 @@ def test_knn__agrees_with_scikit_learn(generator):
     oracle = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute")
     oracle.fit(bank.numpy(), labels.numpy())
     votes = knn_votes(queries, bank, labels, 5, 20, 0.07)
-    agreement = multiclass_accuracy(votes.argmax(1), torch.from_numpy(oracle.predict(queries.numpy())), 5, average="micro")
+    agreement = multiclass_accuracy(
+        votes.argmax(1), torch.from_numpy(oracle.predict(queries.numpy())), 5, average="micro"
+    )
     assert agreement > 0.99
 
 
@@ -156,6 +158,8 @@ def test_knn__leaves_the_model_as_it_was_and_finds_equal_images(generator):
     found = KNN(k=1)(model, images, torch.arange(40), images, torch.arange(20), (8, 8), Solo())
     assert found["knn_top1"] == 1.0 and model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    random = ImageArray(pixels, torch.randint(0, 10, (40,), generator=generator).numpy(), (0.5,) * 3, (0.25,) * 3, images.classes)
+    random = ImageArray(
+        pixels, torch.randint(0, 10, (40,), generator=generator).numpy(), (0.5,) * 3, (0.25,) * 3, images.classes
+    )
     chance = KNN(k=5)(model, random, torch.arange(20), random, torch.arange(20, 40), (8, 8), Solo())
     assert chance["knn_top1"] < 0.4

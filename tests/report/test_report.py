@@ -75,7 +75,9 @@ class Resources(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
         self.in_style = tag == "style"
-        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data") and v and not v.startswith(("data:", "#"))]
+        self.loads += [
+            v for k, v in attrs if k in ("src", "href", "srcset", "data") and v and not v.startswith(("data:", "#"))
+        ]
 
     def handle_data(self, data):
         if self.in_style:
@@ -101,7 +103,11 @@ def test_page_and_terminal__answer_first(page):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"sweep": "nothing"}, "nothing"), ({"experiment": "nothing"}, "digits_search"), ({"sweep": "a", "experiment": "b"}, "both|one")],
+    [
+        ({"sweep": "nothing"}, "nothing"),
+        ({"experiment": "nothing"}, "digits_search"),
+        ({"sweep": "a", "experiment": "b"}, "both|one"),
+    ],
 )
 def test_compare__an_unknown_name_is_one_line(store, tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message) as error:

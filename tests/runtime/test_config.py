@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from amt_ray.config import ConfigError, Experiment, experiment_from, known_keys, load_experiment
-from amt_ray.space import MASK, THROW, draw_point, optuna_space, sweep_points
+from amt_ray.space import MASK, THROW, OptunaSpace, draw_point, sweep_points
 from tests.tiny import TREE, tiny
 
 QUICKSTART = "experiments/quickstart.yaml"
@@ -21,8 +21,14 @@ QUICKSTART = "experiments/quickstart.yaml"
         ("attention.layers=2", "attention.layers must be in [-2, 1] for 2 blocks, got 2"),
         ("masking.strategy=atm", "masking must be one of amt, random"),
         ("data.name=digit", "datasets must be one of cifar10, digits, imagefolder"),
-        ("ray.num_workers=3", "train.batch_size must be a multiple of ray.num_workers x train.accumulate, got 256 for 3"),
-        ("model.encoder.num_heads=3", "model.encoder.embed_dim must be a multiple of 4 and of num_heads, got 16 with 3"),
+        (
+            "ray.num_workers=3",
+            "train.batch_size must be a multiple of ray.num_workers x train.accumulate, got 256 for 3",
+        ),
+        (
+            "model.encoder.num_heads=3",
+            "model.encoder.embed_dim must be a multiple of 4 and of num_heads, got 16 with 3",
+        ),
         ("data.crop_scale=[0.5, 0.2]", "data.crop_scale must be 0 < least <= greatest <= 1, got [0.5, 0.2]"),
         ("sweep.metric=train/loss", "sweep.metric must be a probe (eval/...), got train/loss"),
         ("sweep.space.train.epochs={uniform: [1, 2]}", "a grid search needs values"),
@@ -83,8 +89,10 @@ def test_random_search__is_seeded_and_every_point_is_feasible():
 def test_optuna__draws_only_feasible_points():
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    experiment = tiny(sweep={"search": "optuna", "num_samples": 30, "space": SPACE | {THROW: {"choice": [0.1, 0.4, 0.7]}}})
-    study, define = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0)), optuna_space(experiment)
+    experiment = tiny(
+        sweep={"search": "optuna", "num_samples": 30, "space": SPACE | {THROW: {"choice": [0.1, 0.4, 0.7]}}}
+    )
+    study, define = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0)), OptunaSpace(experiment)
     for _ in range(30):
         trial = study.ask()
         point = define(trial)["point"]

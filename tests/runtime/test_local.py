@@ -113,7 +113,9 @@ def _rank(rank, size, experiment, rendezvous, folder):
     loss = run.train_epoch(Silent())["train/loss"]
     found = local.evaluation(experiment, splits, ranks)(run.model, False)
     if rank == 0:
-        torch.save({"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}, folder / str(size))
+        torch.save(
+            {"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}, folder / str(size)
+        )
     dist.destroy_process_group()
 
 

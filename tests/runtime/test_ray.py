@@ -141,7 +141,9 @@ def test_sweep__trials_of_two_workers_and_asha_neither_hang_nor_leave_a_run_open
     assert len(trials) == 2 and {t.info.status for t in trials} == {"FINISHED"}
     for t in trials:
         stopped = "amt_ray.stopped_early" in t.data.tags
-        assert steps(client, t.info.run_id, "train/loss") in ([1], [1, 2]) and (stopped or "test/knn_top1" in t.data.metrics)
+        assert steps(client, t.info.run_id, "train/loss") in ([1], [1, 2]) and (
+            stopped or "test/knn_top1" in t.data.metrics
+        )
 
 
 def test_checkpoint__of_ray_train_reads_back_as_one_of_a_folder(place, client):

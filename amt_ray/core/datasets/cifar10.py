@@ -5,7 +5,7 @@ from urllib.error import URLError
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
+from torchvision import datasets
 
 from amt_ray.core.datasets import Source
 from amt_ray.core.datasets.imagefolder import SPLIT_FOLDERS, folder_source
@@ -46,9 +46,9 @@ class CIFAR10:
             fingerprint=f"cifar10-{name}-1",
         )
 
-    def _torchvision(self, train: bool) -> TorchvisionCIFAR10:
+    def _torchvision(self, train: bool) -> datasets.CIFAR10:
         try:
-            return TorchvisionCIFAR10(self.root, train=train, download=True)
+            return datasets.CIFAR10(self.root, train=train, download=True)
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
                 f"data.root must hold CIFAR-10 (train/<class>/*, or cifar-10-batches-py) where it cannot be "

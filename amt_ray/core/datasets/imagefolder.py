@@ -51,7 +51,7 @@ def folder_source(folder: Path) -> Source:
 
 
 class ImageFolder:
-    """``root/train/<class>/*`` and ``root/test|val/<class>/*``, or ``root/<class>/*``, or images lying flat in ``root``.
+    """``root/train/<class>/*`` and ``root/test|val/<class>/*``, or ``root/<class>/*``, or images flat in ``root``.
 
     Without a ``train`` folder, all of ``root`` is the train split and there is no test split. Flat images have no
     labels: they can be pretrained on, not evaluated by a probe.

@@ -1,7 +1,7 @@
 """Methods of masked image modelling, one a file: each an `Encoder` with a head and a loss.
 
-The contract (`tests/core/test_methods_contract.py` checks every file here): ``method(images_BCYX, plan) -> MethodOutput``;
-thrown patches influence neither loss nor gradient; masked patches influence only the target.
+The contract (`tests/core/test_methods_contract.py` checks every file here): ``method(images_BCYX, plan)``
+gives a `MethodOutput`; thrown patches influence neither loss nor gradient; masked patches influence only the target.
 """
 
 from typing import NamedTuple

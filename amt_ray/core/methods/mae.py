@@ -79,7 +79,8 @@ class MAE(Encoder):
         tokens = torch.cat([tokens + seen, blanks_BMD.to(tokens.dtype)], dim=1)
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens[:, -plan.masked.shape[1] :]))
+        pred_BMP: Tensor = self.decoder_pred(self.decoder_norm(tokens[:, -plan.masked.shape[1] :]))
+        return pred_BMP
 
     def forward(self, images_BCYX: Tensor, plan: PatchPlan) -> MethodOutput:
         """Reconstruct the masked patches of normalised images from the visible ones.
