@@ -4,6 +4,7 @@ import sys
 import pytest
 import yaml
 
+from amt_ray.cli import main
 from amt_ray.config import ConfigError, Experiment, experiment_from, known_keys, load_experiment
 from amt_ray.space import MASK, THROW, OptunaSpace, draw_point, sweep_points
 from tests.tiny import TREE, tiny
@@ -122,4 +123,12 @@ def test_cli__validate_prints_every_default_as_yaml_that_loads():
     done = cli("validate", QUICKSTART)
     assert done.returncode == 0 and "# sweep: 9 trials" in done.stdout
     assert experiment_from(yaml.safe_load(done.stdout)).optim.betas == (0.9, 0.95)
-    assert cli("validate").returncode == 2 and cli("nothing").returncode == 2
+
+
+@pytest.mark.parametrize("words", [["validate"], ["nothing"], ["sweep", "absent.yaml"]])
+def test_cli__bad_usage_is_status_2(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["amt-ray", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

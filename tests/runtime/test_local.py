@@ -102,35 +102,37 @@ def test_checkpoint__holds_all_that_a_run_is(uninterrupted):
     assert "decoder_blocks.0.attn.qkv.weight" in weights
 
 
-def _rank(rank, size, experiment, rendezvous, folder):
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
-    ranks = ProcessGroup("cpu")
+def one_epoch(experiment, ranks):
+    """An epoch after the switch, so that scores are refreshed over the ranks too."""
     torch.set_num_threads(1)
     splits = local.load_splits(experiment)
     run = local.build_pretraining(experiment, splits, ranks)
-    run.epoch = 1  # past the switch: scores are refreshed over the ranks too
+    run.epoch = 1
     run.refresh_scores()
     loss = run.train_epoch(Silent())["train/loss"]
     found = local.evaluation(experiment, splits, ranks)(run.model, False)
-    if rank == 0:
-        torch.save(
-            {"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}, folder / str(size)
-        )
+    return {"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}
+
+
+def _rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    for accumulate in (1, 2):
+        found = one_epoch(tiny(ray__num_workers=2, train__accumulate=accumulate), ProcessGroup("cpu"))
+        if rank == 0:
+            torch.save(found, folder / str(accumulate))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ranks__two_workers_of_b_make_the_update_of_one_worker_of_2b(tmp_path, accumulate):
-    torch.multiprocessing.set_start_method("spawn", force=True)
-    for size, steps in ((1, 1), (2, accumulate)):
-        experiment = tiny(ray__num_workers=size, train__accumulate=steps)
-        torch.multiprocessing.spawn(_rank, (size, experiment, tmp_path / f"meet{size}", tmp_path), nprocs=size)
-    one, two = (torch.load(tmp_path / str(size)) for size in (1, 2))
-    assert (one["scores"] - two["scores"]).abs().max() < 2e-3
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
-    assert one["eval/knn_top1"] == pytest.approx(two["eval/knn_top1"], abs=0.03)
-    for name, weight in one["weights"].items():
-        assert torch.allclose(weight, two["weights"][name], atol=2e-3), name
+def test_ranks__two_workers_of_b_make_the_update_of_one_worker_of_2b(tmp_path):
+    one = one_epoch(tiny(), Solo())
+    torch.multiprocessing.spawn(_rank, (tmp_path,), nprocs=2)
+    for accumulate in (1, 2):
+        two = torch.load(tmp_path / str(accumulate))
+        assert (one["scores"] - two["scores"]).abs().max() < 2e-3
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["eval/knn_top1"] == pytest.approx(two["eval/knn_top1"], abs=0.03)
+        for name, weight in one["weights"].items():
+            assert torch.allclose(weight, two["weights"][name], atol=2e-3), name
 
 
 def test_run__a_loss_that_is_no_number_stops_it_and_keeps_the_checkpoint(tmp_path):
