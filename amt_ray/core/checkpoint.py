@@ -1,7 +1,7 @@
 """A checkpoint is a folder: ``model.safetensors`` and ``training.pt``; neither can run code when read.
 
-``model.safetensors`` holds the weights and, in its metadata, the resolved configuration; ``training.pt`` holds what else
-a run needs to go on as if it had not stopped: optimizer, position in the schedule, every rank's random states, score
+``model.safetensors`` holds the weights and, in its metadata, the resolved configuration; ``training.pt`` what else a
+run needs to go on as if it had not stopped: optimizer, position in the schedule, every rank's random states, score
 maps and the MLflow run id.
 """
 

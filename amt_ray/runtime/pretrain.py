@@ -42,11 +42,11 @@ def pretrain(experiment: Experiment, console: Console, resume: str | None = None
         ConfigError: If the images, the tracking store or the cluster are not as the run needs them.
         RunFailedError: If training failed; its last whole checkpoint is kept.
     """
+    show_images(experiment, console)
     target = tracking.prepare(experiment)
     run_id = resume or tracking.start_experiment_run(target, experiment, experiment.name, "pretrain")
     target.client.update_run(run_id, status="RUNNING")
     try:
-        show_images(experiment, console)
         train_run(experiment, target, run_id, console, experiment.name)
     except ConfigError:
         tracking.finish(target, run_id, "FAILED")
