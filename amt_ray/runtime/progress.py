@@ -94,7 +94,7 @@ def following(console: Console, target: Target, run_id: str, title: str, epochs:
             epoch = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
             share = float(run.data.tags.get("amt_ray.progress", "0"))
             shown = [f"{key} {values[key]:.4g}" for key in ("train/loss", "eval/knn_top1") if key in values]
-            board.update(max(epoch, share), ", ".join(shown) or "starting workers")
+            board.update(max(epoch, share), ", ".join(shown) or ("training" if share else "starting workers"))
 
     first = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
     with Board(console, title, epochs, first) as board:
