@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -56,13 +57,9 @@ def kill_a_worker_after(client, experiment_name, epoch):
         found = client.get_experiment_by_name(experiment_name)
         for run in client.search_runs([found.experiment_id]) if found else []:
             if run.data.metrics and max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch:
-                for pid in os.listdir("/proc"):
-                    try:
-                        title = open(f"/proc/{pid}/cmdline").read()
-                    except OSError:
-                        continue
-                    if "RayTrainWorker" in title:
-                        os.kill(int(pid), signal.SIGKILL)
+                for process in psutil.Process().children(recursive=True):  # of this test's own Ray only
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.send_signal(signal.SIGKILL)
                         return
         time.sleep(0.1)
 
