@@ -79,7 +79,7 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
                 with connected(experiment):
                     concurrent_runs(experiment)
                     path = ray_train.fit(experiment, target, run_id, storage)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into an exit
         tracking.finish(target, run_id, "KILLED")
         raise RunFailedError(f"Stopped. {how}") from None
     except (TrainingFailedError, NotFiniteError) as error:

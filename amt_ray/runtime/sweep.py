@@ -41,8 +41,9 @@ def sweep(experiment: Experiment, console: Console, resume: str | None = None) -
             console.print(f"Best: {label(best, experiment.override(best))}", highlight=False, soft_wrap=True)
             _retrain(experiment, target, parent, best, console)
     except BaseException as error:
-        tracking.finish(target, parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if isinstance(error, KeyboardInterrupt):
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        tracking.finish(target, parent, "KILLED" if stopped else "FAILED")
+        if stopped:
             raise RunFailedError(f"Stopped. Go on with: amt-ray sweep --resume {parent}") from None
         raise
     tracking.finish(target, parent, "FINISHED")
