@@ -113,7 +113,8 @@ def crop_scores(scores_BGW: Tensor, crops: Crops, grid: tuple[int, int]) -> Tens
 def _apply(maps_BCYX: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
     """weights [B, out, in] on rows and columns."""
     B, C, Y, X = maps_BCYX.shape
-    across = torch.bmm(maps_BCYX.reshape(B, C * Y, X), weights_x.transpose(1, 2)).reshape(B, C, Y, -1)
+    columns = weights_x.shape[1]  # not -1, which a batch of no images leaves open
+    across = torch.bmm(maps_BCYX.reshape(B, C * Y, X), weights_x.transpose(1, 2)).reshape(B, C, Y, columns)
     return weights_y.unsqueeze(1) @ across
 
 

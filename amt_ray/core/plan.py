@@ -92,8 +92,9 @@ class PatchPlan:
             ValueError: If a row is not a partition of range(N).
         """
         everything = torch.cat([self.visible, self.masked, self.thrown], 1).sort(1).values
-        if not torch.equal(everything, torch.arange(self.num_patches, device=everything.device).expand_as(everything)):
+        broken_B = (everything != torch.arange(self.num_patches, device=everything.device)).any(1)
+        if broken_B.any():
             raise ValueError(
-                f"a plan's rows must partition range({self.num_patches}), got {everything.tolist()[:1]}..."
+                f"a plan's rows must partition range({self.num_patches}), got {everything[broken_B][0].tolist()}."
             )
         return self

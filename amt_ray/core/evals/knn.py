@@ -85,19 +85,26 @@ class KNN:
         assert bank.labels_n is not None and queries.labels_n is not None
         was_training = model.training
         model.eval()
-        bank_nD = self._gathered(model, bank, bank_index, size, ranks)
-        labels_n = bank.labels_n[bank_index].to(ranks.device)
-        classes = len(bank.classes)
-        mine = rank_share(query_index, ranks.rank, ranks.size)
-        hits = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-        for chosen in mine.split(CHUNK):
-            votes = knn_votes(
-                self._encode(model, queries, chosen, size, ranks), bank_nD, labels_n, classes, self.k, self.temperature
-            )
-            truth_B1 = queries.labels_n[chosen].to(ranks.device).unsqueeze(1)
-            best = votes.topk(min(5, classes), dim=1).indices
-            hits += torch.stack([(best[:, :1] == truth_B1).sum(), (best == truth_B1).sum()])
-        model.train(was_training)
+        try:
+            bank_nD = self._gathered(model, bank, bank_index, size, ranks)
+            labels_n = bank.labels_n[bank_index].to(ranks.device)
+            classes = len(bank.classes)
+            mine = rank_share(query_index, ranks.rank, ranks.size)
+            hits = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+            for chosen in mine.split(CHUNK):
+                votes = knn_votes(
+                    self._encode(model, queries, chosen, size, ranks),
+                    bank_nD,
+                    labels_n,
+                    classes,
+                    self.k,
+                    self.temperature,
+                )
+                truth_B1 = queries.labels_n[chosen].to(ranks.device).unsqueeze(1)
+                best = votes.topk(min(5, classes), dim=1).indices
+                hits += torch.stack([(best[:, :1] == truth_B1).sum(), (best == truth_B1).sum()])
+        finally:
+            model.train(was_training)
         top1, top5 = (ranks.sum(hits) / len(query_index)).tolist()
         return {"knn_top1": top1} | ({"knn_top5": top5} if classes > 5 else {})
 
