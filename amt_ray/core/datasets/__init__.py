@@ -2,7 +2,8 @@
 
 The contract (`tests/core/test_datasets_contract.py` checks the files that need no network): a class whose lower-cased
 name is the file's name without underscores, with ``mean`` and ``std`` of its pixels in [0, 1] and
-``split(name) -> Source`` for ``train`` and, where the data has one, ``test`` (KeyError where it has none).
+``split(name) -> Source`` for ``train`` and, where the data has one, ``test`` (KeyError where it has none). Data with
+images that only pretraining uses names their split in ``pretrain_split``.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Objects:
+    """What is known to be in one image, in pixels of the image as it was opened.
+
+    Attributes:
+        size: Rows and columns of the image.
+        boxes: [k, 4] float32: left, top, right, bottom, the last two exclusive.
+        labels: [k] int64, indices into the source's ``object_classes``.
+        masks: [k, rows, columns] bool, or None where only boxes are known.
+    """
+
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """The images of one split, before decoding.
 
@@ -27,6 +45,8 @@ class Source:
         labels: [count] int64 class indices, or None where the data has no labels.
         classes: Class names; empty without labels.
         fingerprint: Changes whenever the images do; the key of the decoded copy.
+        objects: The objects of image ``i``, or None where none are known.
+        object_classes: Names of the objects' classes.
     """
 
     count: int
@@ -35,6 +55,8 @@ class Source:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     fingerprint: str
+    objects: Callable[[int], Objects] | None = None
+    object_classes: tuple[str, ...] = ()
 
 
 class Dataset(Protocol):

@@ -1,6 +1,79 @@
 """Evaluation protocols, one a file.
 
-The contract: a frozen object whose ``protocol`` names it with its settings (results of different protocols are never
-mixed), called as ``protocol(model, bank, bank_index, queries, query_index, size, ranks) -> {metric: value}`` on a model
-in any mode, which it leaves as it was.
+A protocol is a frozen object that is its own settings. Its contract:
+
+- ``presets``: the named, versioned settings, name -> object. A result carries ``protocol``: the preset's name, and
+  what differs from it (`protocol_name`), so that results of different protocols are never mixed unawares.
+- ``protocol(encoder, task, ranks, test=..., progress=..., checkpoints=...) -> {metric: value}``: called by every rank,
+  all get the result. Metrics are ``eval/...`` (images held out of train, which may choose between runs) and, only where
+  ``test`` is true, ``test/...``. The encoder comes back bit-unchanged and in its mode.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from amt_ray.core.encoder import Encoder
+from amt_ray.core.images import ImageArray
+from amt_ray.core.ports import Checkpoints, Ranks
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled images for a probe.
+
+    Attributes:
+        train: Labelled images, both those to learn from and those held out.
+        train_index: Indices into ``train`` to learn from, increasing.
+        val_index: Indices into ``train`` held out; what chooses between settings is measured on these.
+        test: Images of the test split, or None where there is none.
+        size: Rows and columns in pixels at which the encoder sees images.
+        seed: Seed of everything random in the protocol.
+    """
+
+    train: ImageArray
+    train_index: Tensor
+    val_index: Tensor
+    test: ImageArray | None
+    size: tuple[int, int]
+    seed: int = 0
+
+
+def nothing(share: float) -> None:
+    """Progress that nobody follows."""
+
+
+class Evaluation(Protocol):
+    """What a file in this folder offers."""
+
+    presets: ClassVar[Mapping[str, Any]]
+
+    @property
+    def protocol(self) -> str: ...
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        task: Task,
+        ranks: Ranks,
+        *,
+        test: bool = False,
+        progress: Callable[[float], None] = nothing,
+        checkpoints: Checkpoints | None = None,
+    ) -> dict[str, float]: ...
+
+
+def protocol_name(settings: Any, presets: Mapping[str, Any]) -> str:
+    """The nearest preset's name, and each setting that differs: ``mae-linear-90`` or ``mae-linear-90+epochs=10``.
+
+    Settings whose field says ``metadata={"names": False}`` change the cost, not the result, and are left out.
+    """
+
+    def differences(preset: Any) -> list[str]:
+        named = [f.name for f in fields(settings) if f.metadata.get("names", True)]
+        return [f"{n}={getattr(settings, n)}" for n in named if getattr(settings, n) != getattr(preset, n)]
+
+    name, preset = min(presets.items(), key=lambda item: len(differences(item[1])))
+    return "+".join([name, *differences(preset)])
