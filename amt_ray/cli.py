@@ -1,5 +1,6 @@
 """The command line: one thin function a verb. Heavy imports wait until a verb needs them."""
 
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -78,8 +79,9 @@ def validate(experiment: ExperimentFile = None, set_: Overrides = None) -> None:
 
         points = sweep_points(wanted)
         print(f"# sweep: {points.count} trials, {points.infeasible} infeasible combinations left out")
-    counts = wanted.masking.build().counts(wanted.num_patches)
-    print(f"# patches of an image: {counts.visible} visible, {counts.masked} masked, {counts.thrown} thrown")
+    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
+    visible, masked, thrown = (count * area for count in counts)
+    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
     print(wanted.to_yaml(), end="")
 
 

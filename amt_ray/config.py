@@ -1,18 +1,25 @@
 """The one schema: YAML in, YAML out, ``extends``, dotted overrides; all checked before anything starts."""
 
+import dataclasses
 import difflib
+import functools
+import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from amt_ray import plugins
-from amt_ray.core.attention import resolve_layers
+from amt_ray.core.attention import ROLLOUT, Scoring, resolve_heads, resolve_layers
+from amt_ray.core.encoder_names import encoder_sizes
+from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.masking import MaskingStrategy
-from amt_ray.core.schedule import Schedule
+from amt_ray.core.schedule import Ramp, Schedule
 from amt_ray.core.tokens import pair, patch_grid
 
 
@@ -51,11 +58,12 @@ class Data(Section):
 
 
 class EncoderSizes(Section):
-    """A plain ViT; the defaults are ViT-Ti."""
+    """A plain ViT; the defaults are ViT-Ti. A name (``base``, ``vit_small_patch16_224``) stands for its sizes."""
 
     embed_dim: int = Field(192, ge=4)
     depth: int = Field(12, ge=1)
     num_heads: int = Field(3, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
 
 
 class DecoderSizes(Section):
@@ -67,13 +75,40 @@ class DecoderSizes(Section):
 
 
 class Model(Section):
-    """Method, encoder and decoder."""
+    """Method, encoder and decoder. ``options`` are further arguments of the method."""
 
     method: str = "mae"
     patch_size: int = Field(4, ge=1)
     encoder: EncoderSizes = EncoderSizes()
     decoder: DecoderSizes = DecoderSizes()
     norm_pix_loss: bool = False
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("encoder"), str):
+            return values
+        sizes = encoder_sizes(values["encoder"])
+        patch = {"patch_size": sizes["patch_size"]} if "patch_size" in sizes else {}
+        return {**patch, **values, "encoder": {k: v for k, v in sizes.items() if k != "patch_size"}}
+
+    def arguments(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """What the method is made with: of the sizes, those that it takes.
+
+        Raises:
+            ValueError: If an option is none of the method's, or it has no normalised pixel targets.
+        """
+        method = plugins.load("methods", self.method)
+        taken = inspect.signature(method).parameters
+        sizes = {"img_size": image_size, "patch_size": self.patch_size, **self.encoder.model_dump()}
+        sizes |= {f"decoder_{key}": value for key, value in self.decoder.model_dump().items()}
+        if self.norm_pix_loss and "norm_pix_loss" not in taken:
+            raise ValueError(f"model.norm_pix_loss must be false for {self.method}, whose target is not pixels.")
+        if "norm_pix_loss" in taken:
+            sizes["norm_pix_loss"] = self.norm_pix_loss
+        _check_options("model", self.method, self.options, [key for key in taken if key not in (*sizes, "in_chans")])
+        return {key: value for key, value in sizes.items() if key in taken} | self.options
 
     @model_validator(mode="after")
     def _widths(self) -> "Model":
@@ -87,33 +122,98 @@ class Model(Section):
         return self
 
 
+class Moving(Section):
+    """A ratio that moves over training, from the switch to the last epoch."""
+
+    start: float = Field(ge=0.0, le=1.0)
+    end: float = Field(ge=0.0, le=1.0)
+    shape: Literal["linear", "cosine"] = "linear"
+
+
+def _ramp(ratio: float | Moving) -> Ramp:
+    return Ramp(ratio.start, ratio.end, ratio.shape) if isinstance(ratio, Moving) else Ramp(ratio, ratio)
+
+
+def _is_moving(value: Any) -> str:
+    return "moving" if isinstance(value, dict | Moving) else "constant"
+
+
+Ratio = Annotated[
+    Annotated[float, Field(ge=0.0, le=1.0), Tag("constant")] | Annotated[Moving, Tag("moving")],
+    Discriminator(_is_moving),
+]
+
+
 class Masking(Section):
-    """r_m and r_t of the strategy, and the random masking before the switch."""
+    """r_m and r_t of the strategy, and the masking before the switch.
+
+    A ratio is a number, or ``{start, end, shape}`` to move it from the switch to the end. ``unit_px`` is the side of a
+    masking unit (default: the method's own, one patch for MAE and two for SimMIM). ``options`` are further arguments of
+    the strategy.
+    """
 
     strategy: str = "amt"
-    mask_ratio: float = Field(0.45, ge=0.0, le=1.0)
-    throw_ratio: float = Field(0.40, ge=0.0, le=1.0)
+    mask_ratio: Ratio = 0.45
+    throw_ratio: Ratio = 0.40
+    options: dict[str, Any] = {}
+    unit_px: int | None = Field(None, ge=1)
     warmup_epochs: int = Field(40, ge=0)
     warmup_strategy: str = "random"
     warmup_mask_ratio: float = Field(0.75, ge=0.0, le=1.0)
     refresh_every_epochs: int = Field(40, ge=1)
 
-    def build(self) -> MaskingStrategy:
-        """The strategy after the switch."""
-        strategy: MaskingStrategy = plugins.load("masking", self.strategy)(self.mask_ratio, self.throw_ratio)
+    def build(self, grid: tuple[int, int], progress: float = 1.0) -> MaskingStrategy:
+        """The strategy after the switch, on a grid of units, ``progress`` of the way from the switch to the end.
+
+        Raises:
+            ValueError: If an option is none of the strategy's, or the ratios do not suit it.
+        """
+        ratios = (_ramp(self.mask_ratio).at(progress), _ramp(self.throw_ratio).at(progress))
+        return _strategy(self.strategy, ratios, grid, self.options)
+
+    def build_warmup(self, grid: tuple[int, int]) -> MaskingStrategy:
+        """The strategy before the switch.
+
+        Raises:
+            ValueError: If it needs scores, which are first made at the switch.
+        """
+        strategy = _strategy(self.warmup_strategy, (self.warmup_mask_ratio, 0.0), grid, {})
+        if strategy.needs_scores:
+            raise ValueError(
+                "masking.warmup_strategy must do without scores, which are first made at the switch, "
+                f"got {self.warmup_strategy}."
+            )
         return strategy
 
-    def build_warmup(self) -> MaskingStrategy:
-        """The strategy before the switch."""
-        strategy: MaskingStrategy = plugins.load("masking", self.warmup_strategy)(self.warmup_mask_ratio, 0.0)
-        return strategy
+
+def _strategy(
+    name: str, ratios: tuple[float, float], grid: tuple[int, int], options: Mapping[str, Any]
+) -> MaskingStrategy:
+    kind = plugins.load("masking", name)
+    known = [f.name for f in dataclasses.fields(kind) if f.name not in ("mask_ratio", "throw_ratio", "grid")]
+    _check_options("masking", name, options, known)
+    where = {"grid": grid} if any(f.name == "grid" for f in dataclasses.fields(kind)) else {}
+    strategy: MaskingStrategy = kind(*ratios, **where, **options)
+    return strategy
+
+
+def _check_options(section: str, name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in options:
+        if key not in known:
+            raise ValueError(f"{section}.options of {name} must be of: {', '.join(known) or 'none'}, got {key}.")
 
 
 class Attention(Section):
-    """Which layers' [CLS] attention makes the scores; several are averaged."""
+    """Which of the encoder's [CLS] attention makes the scores.
 
-    layers: int | tuple[int, ...] = -1
-    heads: Literal["mean"] = "mean"
+    Several layers are averaged; ``rollout`` follows attention through all of them. ``heads``: ``mean``, ``max`` or
+    indices. ``crop: as_released`` looks scores up as AMT's released code does, to measure what the alignment is worth.
+    """
+
+    layers: int | tuple[int, ...] | Literal["rollout"] = -1
+    heads: Literal["mean", "max"] | tuple[int, ...] = "mean"
+    precision: Literal["float32", "bfloat16"] | None = None
+    crop: Literal["aligned", "as_released"] = "aligned"
 
 
 class Optim(Section):
@@ -243,10 +343,17 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
         plugins.load("datasets", self.data.name)
-        rows, columns = patch_grid(self.data.image_size, self.model.patch_size)  # type: ignore[arg-type]
-        resolve_layers(self.attention.layers, self.model.encoder.depth)
-        self.masking.build().counts(rows * columns)
-        self.masking.build_warmup().counts(rows * columns)
+        patch_grid(self.image_size, self.model.patch_size)
+        if self.attention.layers != ROLLOUT:
+            resolve_layers(self.attention.layers, self.model.encoder.depth)  # type: ignore[arg-type]
+        resolve_heads(self.attention.heads, self.model.encoder.num_heads)
+        _build_on_meta(self.model.method, json.dumps(self.model.arguments(self.image_size)))
+        units = self.unit_grid[0] * self.unit_grid[1]
+        for epoch in range(self.masking.warmup_epochs, max(self.train.epochs, self.masking.warmup_epochs + 1)):
+            self.strategy_at(self.schedule.progress(epoch)).counts(units)
+            if not isinstance(self.masking.mask_ratio, Moving) and not isinstance(self.masking.throw_ratio, Moving):
+                break
+        self.masking.build_warmup(self.unit_grid).counts(units)
         micro_batches = max(self.ray.num_workers, 1) * self.train.accumulate
         if self.train.batch_size % micro_batches:
             raise ValueError(
@@ -268,9 +375,36 @@ class Experiment(Section):
         return (self.image_size[0] // self.model.patch_size) * (self.image_size[1] // self.model.patch_size)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """The scored layers, counted from the start."""
-        return resolve_layers(self.attention.layers, self.model.encoder.depth)
+    def unit(self) -> int:
+        """Side of a masking unit in patches.
+
+        Raises:
+            ValueError: If units do not tile the image.
+        """
+        patch = self.model.patch_size
+        unit_px = self.masking.unit_px or plugins.load("methods", self.model.method).unit_patches * patch
+        if unit_px % patch or any(side % unit_px for side in self.image_size):
+            raise ValueError(
+                "masking.unit_px must be a multiple of model.patch_size and divide the image, "
+                f"got {unit_px} for patches of {patch} and {self.image_size[0]} x {self.image_size[1]}."
+            )
+        return int(unit_px // patch)
+
+    @property
+    def unit_grid(self) -> tuple[int, int]:
+        """Rows and columns of masking units."""
+        side = self.unit * self.model.patch_size
+        return self.image_size[0] // side, self.image_size[1] // side
+
+    def strategy_at(self, progress: float) -> MaskingStrategy:
+        """The masking strategy, ``progress`` of the way from the switch to the end."""
+        return self.masking.build(self.unit_grid, progress)
+
+    @property
+    def scoring(self) -> Scoring:
+        """What makes the scores."""
+        precision = self.attention.precision or self.train.precision
+        return Scoring(self.attention.layers, self.attention.heads, PRECISIONS[precision])
 
     @property
     def schedule(self) -> Schedule:
@@ -298,6 +432,13 @@ class Experiment(Section):
     def to_yaml(self) -> str:
         """The resolved configuration with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+@functools.lru_cache
+def _build_on_meta(method: str, arguments: str) -> None:
+    """Make the method without memory, so that what it refuses is refused before any worker starts."""
+    with torch.device("meta"):
+        plugins.load("methods", method)(**json.loads(arguments))
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -407,7 +548,7 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -416,7 +557,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _first_line(error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if part not in ("constant", "moving"))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)

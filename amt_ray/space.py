@@ -1,12 +1,13 @@
 """The points of a sweep: which configurations are tried. Every point is feasible by construction."""
 
 import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amt_ray.config import Axis, ConfigError, Experiment
+from amt_ray.config import Axis, ConfigError, Experiment, Moving
 
 MASK, THROW = "masking.mask_ratio", "masking.throw_ratio"
 Point = dict[str, Any]
@@ -74,14 +75,14 @@ def draw_point(experiment: Experiment, draw: Draw) -> Point:
     """
     assert experiment.sweep is not None
     space, masking = experiment.sweep.space, experiment.masking
-    room = 1 - 1 / experiment.num_patches
+    room = 1 - 1 / math.prod(experiment.unit_grid)
     point: Point = {}
     for key in sorted(space, key=lambda k: (k != MASK, k != THROW)):
         limit = 1.0e9
         if key == MASK:
-            limit = room - (_least(space[THROW]) if THROW in space else masking.throw_ratio)
+            limit = room - (_least(space[THROW]) if THROW in space else _greatest(masking.throw_ratio))
         if key == THROW:
-            limit = room - point.get(MASK, masking.mask_ratio)
+            limit = room - _greatest(point.get(MASK, masking.mask_ratio))
         point[key] = _draw_value(key, space[key], draw, limit)
     experiment.override(point)
     return point
@@ -102,11 +103,11 @@ def _grid(experiment: Experiment) -> tuple[list[Point], int]:
     axes = {key: axis.grid or axis.choice or () for key, axis in experiment.sweep.space.items()}
     for key in axes:
         experiment.override({key: axes[key][0]} if key not in (MASK, THROW) else {MASK: 0.5, THROW: 0.0})
-    points, masking = [], experiment.masking
+    points, masking, units = [], experiment.masking, math.prod(experiment.unit_grid)
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
-        total = point.get(MASK, masking.mask_ratio) + point.get(THROW, masking.throw_ratio)
-        if int(experiment.num_patches * total) < experiment.num_patches:
+        total = _greatest(point.get(MASK, masking.mask_ratio)) + _greatest(point.get(THROW, masking.throw_ratio))
+        if int(units * total) < units:
             points.append(point)
     if not points:
         raise ConfigError(f"mask_ratio + throw_ratio must leave a visible patch in some point of the grid, got {axes}.")
@@ -114,6 +115,13 @@ def _grid(experiment: Experiment) -> tuple[list[Point], int]:
     for values in axes.values():
         total_points *= len(values)
     return points, total_points - len(points)
+
+
+def _greatest(ratio: Any) -> float:
+    """A ratio, or the greater end of one that moves."""
+    if isinstance(ratio, dict):
+        return float(max(ratio["start"], ratio["end"]))
+    return float(max(ratio.start, ratio.end) if isinstance(ratio, Moving) else ratio)
 
 
 def _least(axis: Axis) -> float:

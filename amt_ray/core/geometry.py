@@ -70,6 +70,23 @@ def whole_images(count: int, device: torch.device | str = "cpu") -> Crops:
     return Crops(box_B4, torch.zeros(count, dtype=torch.bool, device=device))
 
 
+def released_corner(crops: Crops, grid: tuple[int, int]) -> Crops:
+    """The boxes that AMT's released code looks up in the score map instead of the crops' own.
+
+    It divides offsets that are shares already by the image's size once more, so every box shrinks to the first cell and
+    rounding makes 2 or 3 cells of it: the map's top left corner, wherever the crop is. Only for measuring what the
+    alignment is worth.
+
+    Args:
+        crops: The boxes of the pixels.
+        grid: Rows and columns of the score map.
+    """
+    cells = torch.tensor(grid, device=crops.box_B4.device)
+    start_B2, length_B2 = crops.box_B4[:, :2], crops.box_B4[:, 2:]
+    corner_B2 = (1 + length_B2.ceil() + start_B2.ceil()).minimum(cells) / cells
+    return Crops(torch.cat([torch.zeros_like(corner_B2), corner_B2], dim=1), crops.flip_B)
+
+
 def crop_pixels(images_BCYX: Tensor, crops: Crops, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
     """Crop, flip and resize images.
 

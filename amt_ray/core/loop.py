@@ -1,27 +1,28 @@
 """Pretraining: the same loop under pytest, in one process, under Ray Train on many nodes and inside a Tune trial."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amt_ray.core.attention import cls_attention
+from amt_ray.core.attention import Scoring
 from amt_ray.core.checkpoint import random_states, read_training, read_weights, restore_random_states, write_checkpoint
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.geometry import crop_scores
+from amt_ray.core.geometry import Crops, crop_scores, released_corner
 from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.masking import MaskingStrategy
 from amt_ray.core.noise import Purpose, permutation, uniform
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
-from amt_ray.core.sampling import MicroBatch, epoch_steps, rank_share, steps_per_epoch
+from amt_ray.core.sampling import MicroBatch, epoch_steps, equal_share, steps_per_epoch
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.score_store import ScoreStore
 
@@ -44,15 +45,19 @@ class Pretraining:
         images: The data set.
         train_index: Indices of the images to train on.
         augmentation: Crop and flip of the training images.
-        strategy: Masking strategy after the switch.
-        warmup_strategy: Masking strategy before it.
-        layers: Layers of the encoder whose attention is scored.
+        strategy_at: The masking strategy after the switch, given how far the epoch is on the way from the switch (0) to
+            the end (1).
+        warmup_strategy: Masking strategy before the switch.
+        scoring: What of the encoder's attention makes the scores.
         schedule: When what happens.
         optimizer: Over the model's parameters.
         lr_schedule: A function of the number of steps.
         batch_size: Global batch: most images a step over all ranks.
         accumulate: Micro-batches a step on each rank.
         precision: ``float32``, or ``bfloat16`` for autocast.
+        unit: Side of a masking unit in patches.
+        crop_lookup: ``aligned``: an image's scores are cropped as its pixels are; ``as_released``: as in AMT's released
+            code (`released_corner`).
         clip_grad: Largest norm of the gradient, or None.
         seed: Seed of the order, the crops and the plans.
         ranks: The processes that train together.
@@ -64,9 +69,9 @@ class Pretraining:
     images: ImageArray
     train_index: Tensor
     augmentation: Augmentation
-    strategy: MaskingStrategy
+    strategy_at: Callable[[float], MaskingStrategy]
     warmup_strategy: MaskingStrategy
-    layers: tuple[int, ...]
+    scoring: Scoring
     schedule: Schedule
     optimizer: torch.optim.Optimizer
     lr_schedule: Scheduler
@@ -74,6 +79,8 @@ class Pretraining:
     ranks: Ranks
     accumulate: int = 1
     precision: str = "float32"
+    unit: int = 1
+    crop_lookup: Literal["aligned", "as_released"] = "aligned"
     clip_grad: float | None = None
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +89,7 @@ class Pretraining:
     def __post_init__(self) -> None:
         self.epoch = 0  # epochs completed
         self.train_s = 0.0
-        self.scores = ScoreStore(len(self.images), self.model.grid, self.ranks.device)
+        self.scores = ScoreStore(len(self.images), self.model.grid, self.ranks)
         self.wrapped: nn.Module = self.model
         if self.ranks.size > 1:
             self.wrapped = DistributedDataParallel(self.model)
@@ -132,32 +139,43 @@ class Pretraining:
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def refresh_scores(self) -> None:
-        """Score every training image whole, each rank a share, and give all ranks all maps."""
-        rows, columns = self.model.grid
-        maps_nGW = torch.zeros_like(self.scores.maps)
-        mine = rank_share(self.train_index, self.ranks.rank, self.ranks.size)
-        for index_B in mine.split(2 * max(1, self.batch_size // self.ranks.size)):
-            whole = self.images.whole(index_B, self.augmentation.size, self.ranks.device)
-            with self.autocast():
-                scores_BN = cls_attention(self.model, whole, self.layers)
-            maps_nGW[index_B.to(maps_nGW.device)] = scores_BN.reshape(-1, rows, columns).to(maps_nGW.dtype)
-        self.scores.replace(self.ranks.sum(maps_nGW), self.epoch)
+        """Score every training image whole, each rank a share of every chunk."""
+        ranks, grid = self.ranks, self.model.grid
+        for chunk in self.train_index.split(2 * max(self.batch_size, ranks.size)):
+            mine = equal_share(chunk, ranks.rank, ranks.size)
+            whole = self.images.whole(mine, self.augmentation.size, ranks.device)
+            scores_BGW = self.scoring(self.model, whole).reshape(-1, *grid).to(self.scores.maps.dtype)
+            self.scores.write(chunk, ranks.stack(scores_BGW).flatten(0, 1)[: len(chunk)])
+        self.scores.complete(self.epoch)
 
     def strategy_now(self) -> MaskingStrategy:
         """The strategy of the epoch to come."""
-        return self.warmup_strategy if self.schedule.in_warmup(self.epoch) else self.strategy
+        return self.warmup_strategy if self.schedule.in_warmup(self.epoch) else self.strategy_after_switch()
+
+    def strategy_after_switch(self) -> MaskingStrategy:
+        """The strategy of the epoch to come, or the one to which the warm-up leads."""
+        return self.strategy_at(self.schedule.progress(self.epoch))
+
+    @property
+    def unit_grid(self) -> tuple[int, int]:
+        """Rows and columns of the masking units."""
+        rows, columns = self.model.grid
+        return rows // self.unit, columns // self.unit
 
     def prepare(self, index_B: Tensor) -> tuple[Tensor, PatchPlan]:
         """Augmented images and their plans: a function of (seed, epoch, image) and the stored scores."""
         index_on_device = index_B.to(self.ranks.device, non_blocking=True)
         crops = self.augmentation.draw(self.seed, self.epoch, index_on_device, self.images.size)
         images = self.images.crop(index_B, crops, self.augmentation.size, self.augmentation.kernel)
-        noise_BN = uniform(self.seed, self.epoch, index_on_device, Purpose.PLAN, self.model.num_patches)
+        noise_BU = uniform(self.seed, self.epoch, index_on_device, Purpose.PLAN, math.prod(self.unit_grid))
         strategy = self.strategy_now()
-        if not strategy.needs_scores:
-            return images, strategy(noise_BN, noise_BN=noise_BN)
-        scores = crop_scores(self.scores.lookup(index_on_device), crops, self.model.grid)
-        return images, strategy(scores.flatten(1), noise_BN=noise_BN)
+        scores_BU = self.unit_scores(index_B, crops) if strategy.needs_scores else noise_BU
+        return images, strategy(scores_BU, noise_BN=noise_BU).expand(self.model.grid, self.unit)
+
+    def unit_scores(self, index_B: Tensor, crops: Crops) -> Tensor:
+        """Each masking unit's mean score over the area of the image that it shows."""
+        boxes = crops if self.crop_lookup == "aligned" else released_corner(crops, self.model.grid)
+        return crop_scores(self.scores.lookup(index_B), boxes, self.unit_grid).flatten(1)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> Tensor:
         """One optimizer step; returns the rank's part of the sum of losses over the step's images."""
@@ -217,6 +235,7 @@ class Pretraining:
         reporter: Reporter,
         checkpoints: Checkpoints,
         evaluate: Evaluation | None = None,
+        at_refresh: Callable[[Encoder], Mapping[str, float]] | None = None,
         picture: Callable[[], bytes] | None = None,
     ) -> None:
         """Train what is left of the schedule, from the newest checkpoint if there is one.
@@ -225,6 +244,7 @@ class Pretraining:
             reporter: Where metrics and the picture go (a `Silent` one on ranks other than 0).
             checkpoints: Where checkpoints go.
             evaluate: Given the model and whether the run is at its end, gives metrics; called on every rank.
+            at_refresh: Given the model after a refresh, gives metrics of its attention; called on every rank.
             picture: Makes the picture of masks and reconstructions at the end, on rank 0.
         """
         if (folder := checkpoints.latest()) is not None:
@@ -236,6 +256,7 @@ class Pretraining:
                 self.refresh_scores()
                 metrics["perf/refresh_s"] = time.monotonic() - started
                 self.train_s += metrics["perf/refresh_s"]
+                metrics |= at_refresh(self.model) if at_refresh is not None else {}
             metrics |= self.train_epoch(reporter)
             last = self.schedule.is_last(self.epoch)
             if evaluate is not None and self.schedule.eval_due(self.epoch):

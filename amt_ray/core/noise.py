@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     PLAN = 3
     HOLD_OUT = 4
     PREVIEW = 5
+    BLOCKS = 6
 
 
 def _mix(x: T) -> T:

@@ -1,5 +1,6 @@
 """What happens to each patch: visible, masked or thrown."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 VISIBLE, MASKED, THROWN = 0, 1, 2
+MASKED_FIRST = ("masked", "thrown", "visible")
 
 
 class Counts(NamedTuple):
@@ -68,10 +70,39 @@ class PatchPlan:
             raise ValueError(f"visible, masked and thrown must be [B, count] int64 with one B, got {got}.")
 
     @classmethod
-    def from_order(cls, order_BN: Tensor, counts: Counts) -> "PatchPlan":
-        """The first patches of an order are masked, the following thrown, the rest visible."""
-        masked, thrown, visible = order_BN.split([counts.masked, counts.thrown, counts.visible], dim=1)
-        return cls(visible=visible, masked=masked, thrown=thrown)
+    def from_order(cls, order_BN: Tensor, counts: Counts, kinds: Sequence[str] = MASKED_FIRST) -> "PatchPlan":
+        """Cut an order of the patches in three.
+
+        Args:
+            order_BN: A permutation of range(N) an image.
+            counts: How many patches of each kind.
+            kinds: ``masked``, ``thrown`` and ``visible`` in the order in which they take patches.
+        """
+        cut = order_BN.split([getattr(counts, kind) for kind in kinds], dim=1)
+        return cls(**dict(zip(kinds, cut, strict=True)))
+
+    def expand(self, grid: tuple[int, int], unit: int) -> "PatchPlan":
+        """The plan of the patches, from this plan of square masking units.
+
+        Args:
+            grid: Rows and columns of the patch grid, multiples of ``unit``.
+            unit: Side of a masking unit in patches.
+
+        Returns:
+            A plan over G * W patches in which the patches of a unit share its kind and stand together.
+        """
+        if unit == 1:
+            return self
+        columns = grid[1]
+        side = torch.arange(unit, device=self.visible.device)
+        inside_U = (side.unsqueeze(1) * columns + side).flatten()
+
+        def patches(unit_BK: Tensor) -> Tensor:
+            row, column = unit_BK // (columns // unit), unit_BK % (columns // unit)
+            corner_BK = (row * columns + column) * unit
+            return (corner_BK.unsqueeze(2) + inside_U).flatten(1)
+
+        return PatchPlan(patches(self.visible), patches(self.masked), patches(self.thrown))
 
     @property
     def num_patches(self) -> int:

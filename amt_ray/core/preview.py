@@ -8,17 +8,25 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from amt_ray.core.attention import cls_attention
-from amt_ray.core.encoder import Encoder
+from amt_ray.core.attention import Scoring
+from amt_ray.core.geometry import crop_scores, whole_images
 from amt_ray.core.images import ImageArray
 from amt_ray.core.masking import MaskingStrategy
-from amt_ray.core.methods.mae import MAE
+from amt_ray.core.methods import Method
 from amt_ray.core.noise import Purpose, uniform
 from amt_ray.core.plan import MASKED, THROWN, PatchPlan
-from amt_ray.core.tokens import gather_tokens, patchify, unpatchify
+from amt_ray.core.tokens import patchify, unpatchify
 
 TILE_PX, GAP_PX, LABEL_PX = 112, 8, 176
 MASKED_COLOUR, THROWN_COLOUR = (0.90, 0.62, 0.00), (0.16, 0.19, 0.26)  # orange, near black: apart without colour too
+
+
+class PlanOf(NamedTuple):
+    """How plans are made: the strategy, what it scores, and the side of its units in patches."""
+
+    strategy: MaskingStrategy
+    scoring: Scoring
+    unit: int = 1
 
 
 class Preview(NamedTuple):
@@ -28,39 +36,44 @@ class Preview(NamedTuple):
         images: [B, 3, Y, X].
         scores: [B, G, W].
         plan: The plan of each image.
-        reconstruction: [B, 3, Y, X], visible patches as they are, masked ones predicted, thrown ones grey.
+        reconstruction: [B, 3, Y, X], visible patches as they are, masked ones predicted, thrown ones grey; None where
+            the method predicts no pixels.
     """
 
     images: Tensor
     scores: Tensor
     plan: PatchPlan
-    reconstruction: Tensor
+    reconstruction: Tensor | None
 
 
 @torch.no_grad()
-def preview(
-    model: Encoder, images: ImageArray, index_B: Tensor, strategy: MaskingStrategy, layers: tuple[int, ...], seed: int
-) -> Preview:
+def preview(model: Method, images: ImageArray, index_B: Tensor, plans: PlanOf, seed: int) -> Preview:
     """Score, plan and reconstruct whole images with the model as it is (its mode is restored)."""
     was_training = model.training
     model.eval()
     device = model.cls_token.device
     rows, columns = model.grid
     batch = images.whole(index_B, (rows * model.patch_size, columns * model.patch_size), device)
-    scores_BN = cls_attention(model, batch, layers)
-    plan = strategy(scores_BN, noise_BN=uniform(seed, 0, index_B.to(device), Purpose.PREVIEW, model.num_patches))
-    pred_BMP = model(batch, plan).pred.float()
-    patches_BNP = patchify(batch, model.patch_size)
-    if isinstance(model, MAE) and model.norm_pix_loss:  # such a model predicts patches up to their own mean and scale
-        target = gather_tokens(patches_BNP, plan.masked)
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        pred_BMP = pred_BMP * (variance + 1e-6).sqrt() + mean
+    scores_BGW = plans.scoring(model, batch).reshape(-1, rows, columns)
+    units = (rows // plans.unit, columns // plans.unit)
+    noise_BU = uniform(seed, 0, index_B.to(device), Purpose.PREVIEW, units[0] * units[1])
+    scores_BU = crop_scores(scores_BGW, whole_images(len(batch), device), units).flatten(1)
+    plan = plans.strategy(scores_BU, noise_BN=noise_BU).expand(model.grid, plans.unit)
+    pred_BMP = model.reconstruction(model(batch, plan).pred, batch, plan)
     model.train(was_training)
+    return Preview(images.denormalise(batch), scores_BGW, plan, _filled(images, batch, plan, pred_BMP, model))
+
+
+def _filled(
+    images: ImageArray, batch_BCYX: Tensor, plan: PatchPlan, pred_BMP: Tensor | None, model: Method
+) -> Tensor | None:
+    if pred_BMP is None:
+        return None
+    patches_BNP = patchify(batch_BCYX, model.patch_size)
     index_BMP = plan.masked.unsqueeze(-1).expand_as(pred_BMP)
     filled = images.denormalise(unpatchify(patches_BNP.scatter(1, index_BMP, pred_BMP), model.patch_size, model.grid))
     thrown = _enlarged(plan.kinds() == THROWN, model.grid, filled)
-    grid_scores = scores_BN.reshape(-1, rows, columns)
-    return Preview(images.denormalise(batch), grid_scores, plan, torch.where(thrown, 0.5, filled))
+    return torch.where(thrown, 0.5, filled)
 
 
 def _enlarged(cells_BN: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
@@ -89,8 +102,9 @@ def montage(shown: Preview) -> bytes:
         ("image", images),
         ("attention scores\nblack low, yellow high", heat),
         (f"plan\n{counts}", coloured),
-        ("reconstruction\nmasked are predicted,\nthrown are grey", shown.reconstruction.cpu()),
     ]
+    if shown.reconstruction is not None:
+        rows.append(("reconstruction\nmasked are predicted,\nthrown are grey", shown.reconstruction.cpu()))
     width = LABEL_PX + len(images) * (TILE_PX + GAP_PX)
     canvas = Image.new("RGB", (width, len(rows) * (TILE_PX + GAP_PX) + GAP_PX), "white")
     draw = ImageDraw.Draw(canvas)

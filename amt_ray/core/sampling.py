@@ -70,6 +70,15 @@ def hold_out(num_images: int, fraction: float) -> tuple[Tensor, Tensor]:
     return by_hash[held:].sort().values, by_hash[:held].sort().values
 
 
+def equal_share(index_n: Tensor, rank: int, size: int) -> Tensor:
+    """ceil(n / size) consecutive indices a rank, the last one repeated where they run out.
+
+    The ranks' shares in a row, cut to n, are the indices: so equal shapes can be gathered for any count.
+    """
+    share = math.ceil(len(index_n) / size)
+    return index_n[torch.arange(rank * share, (rank + 1) * share).clamp_max(len(index_n) - 1)]
+
+
 def rank_share(index_n: Tensor, rank: int, size: int) -> Tensor:
     """Every ``size``-th index from ``rank`` on: the ranks' shares partition the indices for any count."""
     return index_n[rank::size]

@@ -1,11 +1,33 @@
 """When what happens: the one place that compares epoch numbers."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A value that moves from ``start`` to ``end``; equal ends keep it constant.
+
+    Args:
+        start: Value in the first epoch after the switch.
+        end: Value in the last epoch.
+        shape: ``linear``, or ``cosine``, which is slow at both ends.
+    """
+
+    start: float
+    end: float
+    shape: Literal["linear", "cosine"] = "linear"
+
+    def at(self, progress: float) -> float:
+        """The value where ``progress`` in [0, 1] of the way is done."""
+        share = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * share
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Random masking first, then the strategy, with scores refreshed at the switch and at intervals after it.
+    """The warm-up strategy first, then the strategy, with scores refreshed at the switch and at intervals after it.
 
     Epochs are counted by how many are complete: epoch 0 is the first.
 
@@ -34,6 +56,11 @@ class Schedule:
     def in_warmup(self, epoch: int) -> bool:
         """Whether this epoch is masked by the warm-up strategy."""
         return epoch < self.warmup_epochs
+
+    def progress(self, epoch: int) -> float:
+        """How far an epoch is on the way from the switch (0) to the last epoch (1)."""
+        span = self.epochs - 1 - self.warmup_epochs
+        return min(max((epoch - self.warmup_epochs) / span, 0.0), 1.0) if span > 0 else 0.0
 
     def refresh_due(self, epoch: int) -> bool:
         """Whether scores are refreshed before this epoch."""

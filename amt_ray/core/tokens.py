@@ -12,7 +12,8 @@ Shape suffixes (the last part of a name, one letter an axis):
  V     visible patches: the encoder's input
  M     masked patches: the reconstruction targets
  T     thrown patches: in neither encoder, decoder nor loss; N = V + M + T
- K     any number of chosen patches
+ K     any number of chosen patches or layers
+ L     tokens in a sequence: [CLS] and patches
  D     embedding width
  H     attention heads
 =====  =======================================================================

@@ -20,7 +20,7 @@ from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.loop import Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
-from amt_ray.core.preview import montage, preview
+from amt_ray.core.preview import PlanOf, montage, preview
 from amt_ray.core.sampling import hold_out, steps_per_epoch
 from amt_ray.core.tokens import pair
 
@@ -84,17 +84,7 @@ def build_model(experiment: Experiment) -> Any:
     """The method, freshly initialised from the experiment's seed."""
     torch.manual_seed(experiment.seed)
     model = experiment.model
-    return plugins.load("methods", model.method)(
-        img_size=experiment.image_size,
-        patch_size=model.patch_size,
-        embed_dim=model.encoder.embed_dim,
-        depth=model.encoder.depth,
-        num_heads=model.encoder.num_heads,
-        decoder_embed_dim=model.decoder.embed_dim,
-        decoder_depth=model.decoder.depth,
-        decoder_num_heads=model.decoder.num_heads,
-        norm_pix_loss=model.norm_pix_loss,
-    )
+    return plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
 
 
 def build_pretraining(
@@ -114,9 +104,11 @@ def build_pretraining(
         augmentation=Augmentation(
             experiment.image_size, data.crop_scale, data.crop_ratio, data.flip, data.interpolation
         ),
-        strategy=experiment.masking.build(),
-        warmup_strategy=experiment.masking.build_warmup(),
-        layers=experiment.layers,
+        strategy_at=experiment.strategy_at,
+        warmup_strategy=experiment.masking.build_warmup(experiment.unit_grid),
+        scoring=experiment.scoring,
+        unit=experiment.unit,
+        crop_lookup=experiment.attention.crop,
         schedule=experiment.schedule,
         optimizer=optimizer,
         lr_schedule=cosine_schedule(optimizer, train.epochs * steps, optim.warmup_epochs * steps, optim.min_lr),
@@ -163,12 +155,10 @@ def run(
     shown = splits.val_index if len(splits.val_index) else splits.train_index
 
     def picture() -> bytes:
-        strategy, layers = pretraining.strategy, pretraining.layers
-        return montage(
-            preview(pretraining.model, splits.train, shown[:PREVIEW_IMAGES], strategy, layers, experiment.seed)
-        )
+        plan = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
+        return montage(preview(pretraining.model, splits.train, shown[:PREVIEW_IMAGES], plan, experiment.seed))
 
-    pretraining.run(reporter, checkpoints, evaluation(experiment, splits, ranks), picture)
+    pretraining.run(reporter, checkpoints, evaluation(experiment, splits, ranks), picture=picture)
 
 
 class FolderCheckpoints:

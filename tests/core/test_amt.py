@@ -69,3 +69,19 @@ def test_amt__does_not_care_for_the_scale_of_scores(scale, generator):
     scores, noise = torch.rand(8, 64, generator=generator) + 0.01, torch.rand(8, 64, generator=generator)
     same = AMT()(scores, noise_BN=noise).kinds() == AMT()(scores * scale, noise_BN=noise).kinds()
     assert same.float().mean() > 0.999
+
+
+def test_amt__order_says_which_end_is_thrown(generator):
+    scores = torch.linspace(0.01, 1, 20).expand(2, -1) ** 12
+    for order, most, least in [("thrown_masked_visible", 2, 0), ("visible_masked_thrown", 0, 2)]:
+        kinds = AMT(0.4, 0.3, order=order, temperature=0.02)(scores, generator=generator).kinds()
+        assert kinds[:, -1].eq(most).all() and kinds[:, 0].eq(least).all()
+
+
+def test_attention_order__a_low_temperature_sorts_and_a_high_one_forgets(generator):
+    scores = torch.tensor([0.2, 1.0, 0.0, 0.5]).expand(4000, -1)
+    noise = torch.rand(4000, 4, generator=generator).clamp(1e-6, 1 - 1e-6)
+    assert torch.equal(attention_order(scores, noise, 0.01), torch.tensor([1, 3, 0, 2]).expand(4000, -1))
+    hot = attention_order(scores, noise, 100)
+    assert hot[:, 3].eq(2).all()  # without attention: last at any temperature
+    assert chisquare(torch.bincount(hot[:, 0], minlength=4)[[0, 1, 3]].numpy()).pvalue > 0.001

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amt_ray.core.attention import cls_attention, normalise_heads, resolve_layers
+from amt_ray.core.attention import cls_attention, join_heads, resolve_heads, resolve_layers, score_maps, stretch
 from amt_ray.core.encoder import Encoder
 
 
@@ -59,11 +59,59 @@ def test_cls_attention__runs_no_layer_above_the_scored_one_and_restores_the_mode
     assert encoder.training
 
 
-def test_normalise_heads__a_constant_map_becomes_zeros():
-    assert not normalise_heads(torch.full((2, 3, 5), 0.2)).any()
+def test_join_heads__a_constant_map_becomes_zeros():
+    assert not join_heads(torch.full((2, 3, 5), 0.2)).any()
 
 
 @pytest.mark.parametrize("layers", [4, -5, (0, 9), ()])
 def test_resolve_layers__refuses_what_the_encoder_does_not_have(layers):
     with pytest.raises(ValueError, match=r"attention.layers must be in \[-4, 3\] for 4 blocks"):
         resolve_layers(layers, 4)
+
+
+def slow_probabilities(model, images):
+    """The whole attention matrices of all layers, [layer][B, H, L, L], formed the long way."""
+    x = model.patch_embed(images) + model.pos_embed[:, 1:]
+    x = torch.cat([(model.cls_token + model.pos_embed[:, :1]).expand(len(x), -1, -1), x], 1)
+    found = []
+    for block in model.blocks:
+        q, k, _ = block.attn.qkv(block.norm1(x)).reshape(len(x), -1, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        found.append((q @ k.mT / 8**0.5).softmax(-1))
+        x = block(x)
+    return found
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", (0, 2), (-1,)])
+def test_rollout__is_the_cls_row_of_the_product_of_matrices(encoder, images, heads, monkeypatch):
+    monkeypatch.setattr("amt_ray.core.attention.QUERY_CHUNK", 5)
+    product = torch.eye(17).expand(3, -1, -1)
+    with torch.no_grad():
+        for matrix in slow_probabilities(encoder, images):
+            if heads == "max":
+                joined = matrix.amax(1)
+                joined = joined / joined.sum(-1, keepdim=True)
+            else:
+                joined = (matrix if heads == "mean" else matrix[:, list(heads)]).mean(1)
+            product = (joined + torch.eye(17)) / 2 @ product
+    expected = stretch(product[:, 0, 1:])
+    assert torch.allclose(cls_attention(encoder, images, "rollout", heads), expected, atol=1e-4)
+
+
+def test_score_maps__one_pass_gives_each_layer_in_the_order_asked(encoder, images):
+    maps = score_maps(encoder, images, (-1, 1, 0), "max")
+    for i, layer in enumerate((3, 1, 0)):
+        assert torch.equal(maps[:, i], cls_attention(encoder, images, layer, "max"))
+
+
+def test_join_heads__means_all_or_some_or_takes_the_greatest(generator):
+    rows = torch.rand(2, 4, 9, generator=generator)
+    each = stretch(rows)
+    assert torch.allclose(join_heads(rows), each.mean(1))
+    assert torch.allclose(join_heads(rows, "max"), each.max(1).values)
+    assert torch.allclose(join_heads(rows, (0, 3)), (each[:, 0] + each[:, 3]) / 2)
+
+
+@pytest.mark.parametrize("heads", [(4,), (-5,), (), "median"])
+def test_resolve_heads__refuses_what_the_encoder_does_not_have(heads):
+    with pytest.raises(ValueError, match="attention.heads must be mean, max, or indices below 4"):
+        resolve_heads(heads, 4)

@@ -16,7 +16,6 @@ from amt_ray.core.evals.knn import KNN, knn_votes
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Solo
 from amt_ray.core.sampling import epoch_steps, hold_out, rank_share, steps_per_epoch
-from amt_ray.core.score_store import ScoreStore
 
 
 @pytest.mark.parametrize("images", [1, 7, 100, 101])
@@ -119,19 +118,6 @@ def test_digits__are_the_1797_images_of_scikit_learn():
     train, test = digits.split("train"), digits.split("test")
     assert (train.count, test.count, len(train.classes)) == (1438, 359, 10)
     assert train.open(0).size == (8, 8) and len(train.labels) == 1438
-
-
-def test_score_store__gives_back_what_it_was_given_and_refuses_nan(generator):
-    store, maps = ScoreStore(5, (3, 4)), torch.rand(5, 3, 4, generator=generator)
-    assert not store.is_fresh
-    store.replace(maps, epoch=7)
-    other = ScoreStore(5, (3, 4))
-    other.load_state_dict(store.state_dict())
-    index = torch.tensor([4, 0, 4])
-    assert (other.lookup(index) - maps[index]).abs().max() < 5e-4 and other.refreshed_at_epoch == 7
-    maps[2, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="scores must be finite, got 1 of 5"):
-        store.replace(maps, 8)
 
 
 def test_knn__agrees_with_scikit_learn(generator):

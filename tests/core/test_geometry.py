@@ -4,7 +4,15 @@ import torch.nn.functional as F
 from scipy.stats import ks_2samp
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from amt_ray.core.geometry import NOISE_COLUMNS, Crops, crop_pixels, crop_scores, draw_crops, whole_images
+from amt_ray.core.geometry import (
+    NOISE_COLUMNS,
+    Crops,
+    crop_pixels,
+    crop_scores,
+    draw_crops,
+    released_corner,
+    whole_images,
+)
 
 GRID, PATCH = 8, 4
 SIDE = GRID * PATCH
@@ -79,3 +87,10 @@ def test_draw_crops__a_shape_that_never_fits_falls_back_to_the_centre():
     noise = torch.rand(5, NOISE_COLUMNS)
     box = draw_crops(noise, (100, 1000), (0.9, 1.0), (1.0, 1.0)).box_B4
     assert torch.allclose(box, torch.tensor([0.0, 0.45, 1.0, 0.1]).expand(5, 4))
+
+
+def test_released_corner__is_the_maps_top_left_2_or_3_cells_wherever_the_crop_is():
+    boxes = torch.tensor([[0.5, 0.4, 0.3, 0.3], [0.0, 0.6, 1.0, 0.2], [0.0, 0.0, 1.0, 1.0]])
+    corner = released_corner(Crops(boxes, torch.tensor([True, False, False])), (8, 8))
+    expected = torch.tensor([[0, 0, 3, 3], [0, 0, 2, 3], [0, 0, 2, 2]]) / 8
+    assert torch.allclose(corner.box_B4, expected) and corner.flip_B.tolist() == [True, False, False]

@@ -1,6 +1,6 @@
 import pytest
 
-from amt_ray.core.schedule import Schedule
+from amt_ray.core.schedule import Ramp, Schedule
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,13 @@ def test_schedule__refuses_numbers_out_of_range_and_shows_them(wrong):
     epochs, warmup, refresh, every = wrong
     with pytest.raises(ValueError, match=f"at least 1, .* got {epochs}, {refresh}, {warmup}, {every}"):
         Schedule(*wrong)
+
+
+def test_ramp__starts_at_the_switch_and_ends_with_the_run():
+    schedule = Schedule(epochs=11, warmup_epochs=2)
+    progress = [schedule.progress(epoch) for epoch in (0, 2, 6, 10)]
+    assert progress == [0.0, 0.0, 0.5, 1.0]
+    assert [Ramp(0.2, 0.6).at(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.3, 0.6])
+    assert [Ramp(0.2, 0.6, "cosine").at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.4, 0.6])
+    assert Ramp(0.2, 0.6, "cosine").at(0.1) < Ramp(0.2, 0.6).at(0.1)
+    assert Schedule(epochs=3, warmup_epochs=2).progress(2) == 0.0

@@ -17,9 +17,15 @@ def test_score_store__before_the_first_refresh_draws_are_uniform(generator):
     assert not store.is_fresh and store.refreshed_at_epoch == -1
 
 
+def filled(store, maps, epoch=0):
+    store.write(torch.arange(len(maps)), maps)
+    store.complete(epoch)
+    return store
+
+
 def test_score_store__keeps_its_own_copy_and_hands_out_copies(generator):
     store, maps = ScoreStore(4, (2, 3)), torch.rand(4, 2, 3, generator=generator)
-    store.replace(maps, 0)
+    filled(store, maps)
     first = store.lookup(torch.tensor([1]))
     maps.zero_()
     store.lookup(torch.tensor([1])).zero_()
@@ -39,13 +45,13 @@ def test_score_store__broken_scores_change_nothing(broken):
     store, maps = ScoreStore(4, (2, 3)), torch.rand(4, 2, 3)
     maps[1:3, 0, 0] = broken
     with pytest.raises(ValueError, match="scores must be finite, got 2 of 4 maps that are not"):
-        store.replace(maps, 3)
+        filled(store, maps, 3)
     assert store.maps.eq(1).all() and not store.is_fresh
 
 
 def test_score_store__state_goes_through_a_file_bit_by_bit(tmp_path, generator):
     store, other = ScoreStore(4, (2, 3)), ScoreStore(4, (2, 3))
-    store.replace(torch.rand(4, 2, 3, generator=generator), 40)
+    filled(store, torch.rand(4, 2, 3, generator=generator), 40)
     torch.save(store.state_dict(), tmp_path / "scores.pt")
     other.load_state_dict(torch.load(tmp_path / "scores.pt", weights_only=True))
     assert torch.equal(store.maps, other.maps) and other.refreshed_at_epoch == 40

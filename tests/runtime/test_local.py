@@ -147,3 +147,31 @@ def test_images_without_labels__are_refused_before_training_unless_no_probe_is_a
     with pytest.raises(ConfigError, match="eval.protocols need images in class folders"):
         local.load_splits(flat)
     assert len(local.load_splits(flat.override({"eval.protocols": []})).train_index) == 18
+
+
+CHANGES = {
+    "simmim": {"model__method": "simmim", "model__patch_size": 2},
+    "simmim with relative positions": {
+        "model__method": "simmim",
+        "model__patch_size": 2,
+        "model__options": {"positions": "none", "relative_positions": True, "layer_scale": 0.1, "drop_path": 0.1},
+    },
+    "maskfeat": {"model__method": "maskfeat"},
+    "units of mae": {"masking__unit_px": 8, "masking__mask_ratio": 0.5, "masking__throw_ratio": 0.25},
+    "moving ratios": {"masking__mask_ratio": {"start": 0.2, "end": 0.6, "shape": "cosine"}},
+    "rollout": {"attention__layers": "rollout", "attention__heads": "max", "attention__precision": "bfloat16"},
+    "as released": {"attention__crop": "as_released"},
+    "attmask": {"masking__strategy": "attmask_hint", "masking__throw_ratio": 0.0},
+    "block": {"masking__strategy": "block", "masking__options": {"min_block": 2}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_run__trains_through_the_switch(tmp_path, change):
+    recorder = Recorder()
+    experiment = tiny(**CHANGES[change], train__epochs=3, masking__refresh_every_epochs=1, eval__every_epochs=0)
+    train(experiment, tmp_path, recorder)
+    after = recorder.values[3]
+    assert after["train/loss"] < recorder.values[1]["train/loss"] * 1.2 and after["eval/knn_top1"] > 0.15
+    assert ("perf/refresh_s" in after) == (change != "block")
+    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")

@@ -1,15 +1,20 @@
 """Masking strategies, one a file.
 
 A strategy is a small frozen object that is its own configuration. Called with scores_BN it draws a `PatchPlan`; all
-randomness comes in as an argument. Its contract (`tests/core/test_masking_contract.py` checks every file here):
+randomness comes in as an argument. N are the masking units of an image: its patches, or squares of them. The contract
+(`tests/core/test_masking_contract.py` checks every file here):
 
+- ``Strategy(mask_ratio, throw_ratio, ...)``: further fields are options with defaults. A field ``grid`` is filled with
+  the rows and columns of the units. A strategy that throws nothing has ``throws = False`` and refuses a throwing ratio.
 - ``needs_scores``: whether the scores matter; a strategy without that need is never given a refresh.
 - ``counts(num_patches)``: the exact `Counts`, constant over images, raising ValueError where they are impossible.
-- ``__call__(scores_BN, generator=None, noise_BN=None)``: scores are finite and >= 0 in any scale; noise_BN is uniform
-  in (0, 1) and decides everything, so equal noise gives equal plans; without it, noise is drawn from ``generator``.
+- ``__call__(scores_BN, generator=None, noise_BN=None)``: scores are finite and >= 0 in any scale (else a ValueError on
+  the CPU; on an accelerator the look would stop the training step, and the score store has looked already); noise_BN is
+  uniform in (0, 1) and decides everything, so equal noise gives equal plans; without it, noise is drawn from
+  ``generator``.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +25,8 @@ from amt_ray.core.plan import Counts, PatchPlan
 class MaskingStrategy(Protocol):
     """What the loop asks of a strategy."""
 
-    needs_scores: bool
+    needs_scores: ClassVar[bool]
+    throws: ClassVar[bool]
 
     def counts(self, num_patches: int) -> Counts: ...
 
@@ -41,3 +47,32 @@ def drawn_noise(scores_BN: Tensor, generator: torch.Generator | None, noise_BN: 
     if noise_BN.shape != scores_BN.shape:
         raise ValueError(f"noise must have the scores' shape {tuple(scores_BN.shape)}, got {tuple(noise_BN.shape)}.")
     return noise_BN
+
+
+def checked(scores_BN: Tensor) -> Tensor:
+    """The scores as float32.
+
+    Raises:
+        ValueError: If they are on the CPU and one is negative or not finite.
+    """
+    scores_BN = scores_BN.float()
+    if scores_BN.device.type == "cpu" and not bool(((scores_BN >= 0) & scores_BN.isfinite()).all()):
+        broken = scores_BN[~((scores_BN >= 0) & scores_BN.isfinite())]
+        raise ValueError(f"scores must be finite and at least 0, got {float(broken[0])} in {len(broken)} places.")
+    return scores_BN
+
+
+def never_throws(strategy: str, throw_ratio: float) -> None:
+    """Refuse a throwing ratio.
+
+    Raises:
+        ValueError: If it is not 0.
+    """
+    if throw_ratio:
+        raise ValueError(f"throw_ratio must be 0 for {strategy}, which throws nothing, got {throw_ratio:.4g}.")
+
+
+def ranked(scores_BN: Tensor, noise_BN: Tensor) -> Tensor:
+    """order_BN of the patches from the highest score down; equal scores in random order."""
+    shuffled = noise_BN.argsort(dim=1)
+    return shuffled.gather(1, scores_BN.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))

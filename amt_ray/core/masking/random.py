@@ -24,6 +24,7 @@ class Random:
     mask_ratio: float = 0.75
     throw_ratio: float = 0.0
     needs_scores: ClassVar[bool] = False
+    throws: ClassVar[bool] = True
 
     def counts(self, num_patches: int) -> Counts:
         """Exact counts of ``num_patches``; ValueError where none would be visible or masked."""

@@ -3,19 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from amt_ray.core.encoder import LAYER_NORM_EPS, Encoder, transformer
-from amt_ray.core.methods import MethodOutput
+from amt_ray.core.encoder import LAYER_NORM_EPS, transformer
+from amt_ray.core.methods import Method, MethodOutput, denormalise_patches, masked_pixels, normalise_patches
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.tokens import gather_tokens, patchify, sincos_positions
 
 
-def normalise_patches(patches_BMP: Tensor) -> Tensor:
-    """Each patch with its own mean and (unbiased) variance taken out, MAE's normalised pixel target."""
-    variance, mean = torch.var_mean(patches_BMP, dim=-1, keepdim=True)
-    return (patches_BMP - mean) / (variance + 1e-6).sqrt()
-
-
-class MAE(Encoder):
+class MAE(Method):
     """Encoder on the visible patches, light decoder on visible and masked ones, squared error on the masked.
 
     The names and shapes of its parameters are those of the public facebookresearch/mae pretraining checkpoints.
@@ -99,3 +93,9 @@ class MAE(Encoder):
             target_BMP = normalise_patches(target_BMP)
         loss_B = (pred_BMP.float() - target_BMP.float()).square().mean(dim=(1, 2))
         return MethodOutput(loss_B.mean(), pred_BMP, loss_B)
+
+    def reconstruction(self, pred_BMP: Tensor, images_BCYX: Tensor, plan: PatchPlan) -> Tensor:
+        """The prediction as pixels of the normalised images, [B, M, P]."""
+        if not self.norm_pix_loss:
+            return pred_BMP.float()
+        return denormalise_patches(pred_BMP, masked_pixels(images_BCYX, plan, self.patch_size))
