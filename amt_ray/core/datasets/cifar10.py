@@ -59,14 +59,16 @@ def torchvision_source(files: Any, root: Path, split: str, keeps: str) -> Source
         data = files(root, train=train, download=True)
     except (URLError, OSError, RuntimeError) as error:
         title = files.__name__
-        command = f"python -c \"import torchvision; torchvision.datasets.{title}({str(root)!r}, download=True)\""
+        command = f'python -c "import torchvision; torchvision.datasets.{title}({str(root)!r}, download=True)"'
         raise missing(f"{title} as torchvision keeps it", root, root / keeps, command) from error
-    pixels = np.asarray(data.data)
+    pixels, name = np.asarray(data.data), f"{files.__name__.lower()}-{split}"
     return Source(
         count=len(pixels),
         open=lambda i: Image.fromarray(pixels[i]).convert("RGB"),
-        name=lambda i: f"{files.__name__.lower()}/{split}/{i}",
+        name=lambda i: f"{name}/{i}",
         labels=np.asarray(data.targets, dtype=np.int64),
         classes=tuple(data.classes),
-        fingerprint=stat_fingerprint(f"{files.__name__.lower()}-{split}", root / keeps, sorted(os.listdir(root / keeps))),
+        fingerprint=stat_fingerprint(
+            f"{files.__name__.lower()}-{split}", root / keeps, sorted(os.listdir(root / keeps))
+        ),
     )

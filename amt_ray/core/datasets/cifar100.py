@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009), fine labels: torchvision's own files, downloaded where there is a network, or a folder."""
+"""CIFAR-100 (Krizhevsky 2009) with its fine labels: torchvision's files, downloaded where there is a network, or a folder."""
 
 from torchvision import datasets
 

@@ -36,7 +36,7 @@ class ImageNet:
         if not folder.is_dir():
             command = (
                 f"Put {ARCHIVES} from https://image-net.org/download into {self.root}, then: python -c "
-                f"\"from torchvision.datasets import ImageNet; ImageNet({str(self.root)!r}, {FOLDERS[name]!r})\""
+                f'"from torchvision.datasets import ImageNet; ImageNet({str(self.root)!r}, {FOLDERS[name]!r})"'
             )
             raise missing(f"ImageNet as {FOLDERS[name]}/<wnid>/*", self.root, folder, command)
         flat = sum(entry.name.lower().endswith(EXTENSIONS) for entry in os.scandir(folder))

@@ -9,6 +9,7 @@ from amt_ray.core.datasets import Source, missing, stat_fingerprint
 
 FOLDER = "stl10_binary"
 SIZE_PX = 96
+IMAGE_BYTES = 3 * SIZE_PX**2
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 
@@ -48,7 +49,7 @@ class STL10:
     def _file(self, name: str) -> Path:
         path = self.root / FOLDER / name
         if not path.is_file():
-            command = f"python -c \"import torchvision; torchvision.datasets.STL10({str(self.root)!r}, download=True)\""
+            command = f'python -c "import torchvision; torchvision.datasets.STL10({str(self.root)!r}, download=True)"'
             raise missing("STL-10 as torchvision keeps it", self.root, path, command)
         return path
 
@@ -57,7 +58,9 @@ class STL10:
         path = self._file(name)
         count, rest = divmod(path.stat().st_size, 3 * SIZE_PX**2)
         if rest or not count:
-            raise ValueError(f"{path} must hold whole images of {3 * SIZE_PX**2} bytes, got {path.stat().st_size} bytes.")
+            raise ValueError(
+                f"{path} must hold whole images of {3 * SIZE_PX**2} bytes, got {path.stat().st_size} bytes."
+            )
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, 3, SIZE_PX, SIZE_PX))
 
     def _labels(self, name: str, count: int) -> np.ndarray:
