@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009) with its fine labels: torchvision's files, downloaded where there is a network, or a folder."""
+"""CIFAR-100 (Krizhevsky 2009) with its fine labels: torchvision's files, or a folder of images, as for CIFAR-10."""
 
 from torchvision import datasets
 

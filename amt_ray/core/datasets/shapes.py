@@ -79,17 +79,20 @@ class Shapes:
         )
 
 
-def outline(kind: int) -> np.ndarray:
-    """Corners [k, 2] of a shape inside the unit circle."""
-    if CLASSES[kind] == "cross":
+def outline(shape: str) -> np.ndarray:
+    """Corners [k, 2] of a shape of ``CLASSES`` whose farthest ones lie on the unit circle."""
+    if shape == "cross":
         arm, end = 0.32, math.sqrt(1 - 0.32**2)
         quarter = np.array([(end, -arm), (end, arm), (arm, arm)])
-        turns = [np.array([(0, 1), (-1, 0)])] * 4
-        return np.concatenate([quarter @ np.linalg.matrix_power(turn, q) for q, turn in enumerate(turns)])
-    corners = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[CLASSES[kind]]
+        turn = np.array([(0, 1), (-1, 0)])
+        return np.concatenate([quarter @ np.linalg.matrix_power(turn, q) for q in range(4)])
+    corners = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[shape]
     angles = np.arange(corners) * (2 * math.pi / corners)
-    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if CLASSES[kind] == "star" else np.ones(corners)
-    return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if shape == "star" else np.ones(corners)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
+
+
+OUTLINES = tuple(outline(shape) for shape in CLASSES)
 
 
 def _place(random: np.random.Generator, size_px: int, max_objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +110,7 @@ def _mask(kind: int, draw: np.ndarray, size_px: int) -> np.ndarray:
     radius = (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * draw[0]) * (size_px - 1)
     centre = radius + draw[1:3] * (size_px - 1 - 2 * radius)
     turn = draw[3] * 2 * math.pi
-    turned = outline(kind) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    turned = OUTLINES[kind] @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     canvas = Image.new("1", (size_px, size_px))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in centre + radius * turned], fill=1)
     return np.array(canvas)
@@ -127,15 +130,15 @@ def _paint(masks: np.ndarray, random: np.random.Generator) -> Image.Image:
 
 
 def _objects(kinds: np.ndarray, masks: np.ndarray) -> Objects:
-    seen = masks.any((1, 2))
-    return Objects(masks.shape[1:], boxes_around(masks[seen]), kinds[seen], masks[seen])
+    seen = masks.reshape(len(masks), -1).any(1)
+    return Objects((masks.shape[1], masks.shape[2]), boxes_around(masks[seen]), kinds[seen], masks[seen])
 
 
 def boxes_around(masks: np.ndarray) -> np.ndarray:
     """The tight boxes [k, 4] (left, top, right, bottom, the last two exclusive) of masks that are not empty."""
     sides = []
     for axis in (1, 2):
-        line = masks.any(axis)
+        line: np.ndarray = masks.max(axis)
         sides += [line.argmax(1), line.shape[1] - line[:, ::-1].argmax(1)]
     left, right, top, bottom = sides
     return np.stack([left, top, right, bottom], 1).astype(np.float32)

@@ -59,7 +59,7 @@ class TinyImageNet:
                 f"train must hold the {len(self.wnids)} class folders of wnids.txt, got {len(source.classes)} folders "
                 f"in {self.root / 'train'}."
             )
-        boxes = {}
+        boxes: dict[str, Box] = {}
         for wnid in self.wnids:
             boxes |= {row[0]: _box(row) for row in _rows(self.root / "train" / wnid / f"{wnid}_boxes.txt")}
         return source, boxes
