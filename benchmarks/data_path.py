@@ -65,7 +65,7 @@ def main() -> None:
     source = CIFAR10(str(told.root)).split("train")
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
-        pixels = decoded(source, SIZE, Path(cache))
+        pixels = decoded(source, SIZE, Path(cache)).pixels
         decode_s = time.perf_counter() - started
         images = ImageArray(pixels, source.labels, CIFAR10.mean, CIFAR10.std, source.classes)
         rows = []

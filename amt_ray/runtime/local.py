@@ -76,7 +76,7 @@ def _open(dataset: Any, split: str, experiment: Experiment, on_progress: OnProgr
     data = experiment.data
     source = dataset.split(split)
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else None
-    pixels = decoded(source, pair(data.store_px or data.image_size), cache, on_progress)
+    pixels = decoded(source, pair(data.store_px or data.image_size), cache, on_progress).pixels
     return ImageArray(pixels, source.labels, dataset.mean, dataset.std, source.classes)
 
 

@@ -60,15 +60,15 @@ def source_of(folder, name="imagefolder", split="train"):
 
 
 def _decode(folder, cache, queue):
-    queue.put(decoded(source_of(folder), (9, 11), cache).sum())
+    queue.put(decoded(source_of(folder), (9, 11), cache).pixels.sum())
 
 
 def test_decoded__is_pils_pixels_made_once(folder, tmp_path, monkeypatch):
     source = source_of(folder)
-    array = decoded(source, (9, 11), tmp_path / "cache")
+    array = decoded(source, (9, 11), tmp_path / "cache").pixels
     assert np.array_equal(array[4], np.asarray(Image.open(folder / "train/dog/1.png")).transpose(2, 0, 1))
     monkeypatch.setattr("amt_ray.core.decoded._read", None)
-    assert np.array_equal(decoded(source, (9, 11), tmp_path / "cache"), array)
+    assert np.array_equal(decoded(source, (9, 11), tmp_path / "cache").pixels, array)
 
 
 def test_decoded__two_processes_at_once_get_the_same_whole_array(folder, tmp_path):
@@ -83,17 +83,10 @@ def test_decoded__two_processes_at_once_get_the_same_whole_array(folder, tmp_pat
     assert len(sums) == 1
 
 
-def test_decoded__names_a_broken_image_and_leaves_nothing_that_looks_whole(folder, tmp_path):
-    (folder / "train/dog/1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="every image must be readable, got .*dog/1.png"):
-        decoded(source_of(folder), (9, 11), tmp_path / "cache")
-    assert list((tmp_path / "cache").glob("*.npy")) == []
-
-
 def test_decoded__a_changed_folder_is_decoded_again(folder, tmp_path):
-    before = decoded(source_of(folder), (9, 11), tmp_path / "cache").copy()
+    before = decoded(source_of(folder), (9, 11), tmp_path / "cache").pixels.copy()
     Image.new("RGB", (11, 9), "red").save(folder / "train/cat/0.png")
-    assert not np.array_equal(decoded(source_of(folder), (9, 11), tmp_path / "cache"), before)
+    assert not np.array_equal(decoded(source_of(folder), (9, 11), tmp_path / "cache").pixels, before)
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "cifar10"])

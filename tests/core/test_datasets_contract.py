@@ -1,6 +1,7 @@
-"""Every data set, found by its file; those that download are given a folder of images."""
+"""Every data set, found by its file; those that need files are given tiny ones in the real layout."""
 
-import inspect
+import os
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -9,56 +10,130 @@ from PIL import Image
 
 from amt_ray import plugins
 from amt_ray.core.datasets.imagefolder import EXTENSIONS
+from tests.core import dataset_files
+
+NEED_FILES = [name for name in plugins.names("datasets") if hasattr(dataset_files, name)]
+
+
+@pytest.fixture(autouse=True)
+def _offline_and_without_checksums(monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("no network in a test")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    for module in ("cifar", "mnist", "stl10"):
+        monkeypatch.setattr(
+            f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: Path(path).exists()
+        )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for n, path in enumerate(["train/b/0.png", "train/a/1.png", "train/a/deep/2.PNG", "test/a/3.jpg", "test/b/4.png"]):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (6, 5), (n, 0, 0)).save(tmp_path / path)
-    (tmp_path / "train/a/notes.txt").write_text("no image")
+    dataset_files.imagefolder(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(params=plugins.names("datasets"))
-def dataset(request, folder):
-    return lambda: plugins.load("datasets", request.param)(str(folder))
+def dataset(request, tmp_path):
+    if request.param in NEED_FILES:
+        getattr(dataset_files, request.param)(tmp_path)
+        return plugins.load("datasets", request.param)(str(tmp_path))
+    return plugins.load("datasets", request.param)(None)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_dataset__a_split_keeps_the_contract(dataset, split):
-    source = dataset().split(split)
-    assert source.count > 0 and source.labels.dtype == np.int64 and source.labels.shape == (source.count,)
-    assert source.labels.min() >= 0 and source.labels.max() < len(source.classes) == len(set(source.classes))
-    for i in (0, source.count - 1):
-        with source.open(i) as image:
-            assert image.convert("RGB").size[0] > 0
-        assert isinstance(source.name(i), str)
-    assert len({source.name(i) for i in range(source.count)}) == source.count
-    assert len(dataset().mean) == len(dataset().std) == 3 and all(0 < v < 1 for v in dataset().mean + dataset().std)
+def splits_of(dataset):
+    return {name: dataset.split(name) for name in {"train", "test", getattr(dataset, "pretrain_split", "train")}}
+
+
+def test_dataset__a_split_keeps_the_contract(dataset):
+    assert len(dataset.mean) == len(dataset.std) == 3 and all(0 < v < 1 for v in dataset.mean + dataset.std)
+    for source in splits_of(dataset).values():
+        assert source.count > 0
+        names = [source.name(i) for i in range(source.count)]
+        assert all(isinstance(name, str) for name in names) and len(set(names)) == source.count
+        for i in {0, source.count // 2, source.count - 1}:
+            first, second = source.open(i), source.open(i)
+            assert isinstance(first, Image.Image) and first.mode == "RGB" and min(first.size) > 0
+            assert np.array_equal(np.asarray(first), np.asarray(second))
+        assert not np.array_equal(np.asarray(source.open(0)), np.asarray(source.open(1)))
+
+
+def test_dataset__labels_are_indices_of_classes_the_same_for_all_splits(dataset):
+    splits = splits_of(dataset)
+    for name, source in splits.items():
+        if name not in ("train", "test"):
+            assert source.labels is None and source.classes == ()
+            continue
+        assert source.labels.dtype == np.int64 and source.labels.shape == (source.count,)
+        assert source.labels.min() >= 0 and source.labels.max() < len(source.classes) == len(set(source.classes))
+        assert source.classes == splits["train"].classes and all(isinstance(c, str) for c in source.classes)
+
+
+def test_dataset__objects_lie_in_the_image_and_boxes_are_tight_around_masks(dataset):
+    for source in splits_of(dataset).values():
+        if source.objects is None:
+            assert source.object_classes == ()
+            continue
+        for i in range(min(source.count, 50)):
+            found, image = source.objects(i), source.open(i)
+            assert found.size == image.size[::-1] and found.boxes.dtype == np.float32
+            k = len(found.labels)
+            assert found.boxes.shape == (k, 4) and found.labels.dtype == np.int64 and found.labels.shape == (k,)
+            assert all(0 <= label < len(source.object_classes) for label in found.labels)
+            for left, top, right, bottom in found.boxes:
+                assert 0 <= left < right <= image.size[0] and 0 <= top < bottom <= image.size[1]
+            if found.masks is not None:
+                assert found.masks.shape == (k, *found.size) and found.masks.dtype == bool
+                for mask, box in zip(found.masks, found.boxes):
+                    y, x = np.nonzero(mask)
+                    assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
 def test_dataset__a_fingerprint_is_stable_and_of_its_split(dataset):
-    assert dataset().split("train").fingerprint == dataset().split("train").fingerprint
-    assert dataset().split("train").fingerprint != dataset().split("test").fingerprint
+    splits = splits_of(dataset)
+    assert len({source.fingerprint for source in splits.values()}) == len(splits)
+    assert all(dataset.split(name).fingerprint == source.fingerprint for name, source in splits.items())
+
+
+@pytest.mark.parametrize("name", NEED_FILES)
+def test_dataset__a_fingerprint_changes_with_the_files(name, tmp_path):
+    build, load = getattr(dataset_files, name), plugins.load("datasets", name)
+    build(tmp_path)
+    before = splits_of(load(str(tmp_path)))
+    before = {split: (source.fingerprint, np.asarray(source.open(0))) for split, source in before.items()}
+    build(tmp_path, seed=1)
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 1))  # builds within one tick of the clock
+    for split, source in splits_of(load(str(tmp_path))).items():
+        assert not np.array_equal(np.asarray(source.open(0)), before[split][1])
+        assert source.fingerprint != before[split][0]
 
 
 def test_dataset__an_unknown_split_is_a_key_error(dataset):
     with pytest.raises(KeyError):
-        dataset().split("dream")
+        dataset.split("dream")
 
 
-@pytest.mark.parametrize("name", plugins.names("datasets"))
-def test_dataset__a_missing_root_is_one_line(name, tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("no network in a test")
+COMMANDS = {
+    "cifar10": "python -c \"import torchvision; torchvision.datasets.CIFAR10('ROOT', download=True)\"",
+    "cifar100": "python -c \"import torchvision; torchvision.datasets.CIFAR100('ROOT', download=True)\"",
+    "fashion_mnist": "python -c \"import torchvision; torchvision.datasets.FashionMNIST('ROOT', download=True)\"",
+    "stl10": "python -c \"import torchvision; torchvision.datasets.STL10('ROOT', download=True)\"",
+    "tiny_imagenet": "curl -O http://cs231n.stanford.edu/tiny-imagenet-200.zip && unzip tiny-imagenet-200.zip -d ROOT",
+    "imagenet": "python -c \"from torchvision.datasets import ImageNet; ImageNet('ROOT', 'train')\"",
+}
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", offline)
-    if "Not used" in inspect.getdoc(plugins.load("datasets", name)):
-        pytest.skip("has no root")
-    with pytest.raises(ValueError, match="data.root must .*nowhere") as error:
-        plugins.load("datasets", name)(str(tmp_path / "nowhere")).split("train")
-    assert "\n" not in str(error.value)
+
+@pytest.mark.parametrize("name", NEED_FILES)
+def test_dataset__missing_data_is_one_line_with_the_place_and_the_command(name, tmp_path):
+    root = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="^data.root must .* got .*nowhere") as error:
+        plugins.load("datasets", name)(root).split("train")
+    message = str(error.value)
+    assert "\n" not in message
+    if name in COMMANDS:
+        assert message.partition(" (looked for ")[2].startswith(root)
+        assert message.endswith(COMMANDS[name].replace("ROOT", root))
 
 
 def test_digits__splits_are_disjoint_parts_of_scikit_learns_with_their_mean_and_deviation():
@@ -101,13 +176,3 @@ def test_imagefolder__a_folder_without_images_says_what_it_looked_for(tmp_path):
     with pytest.raises(ValueError, match=r"must hold images .*, found none below ") as error:
         plugins.load("datasets", "imagefolder")(str(tmp_path)).split("train")
     assert all(e in str(error.value) for e in EXTENSIONS)
-
-
-def test_cifar10__a_folder_without_a_test_part_has_no_test_split(folder):
-    for path in sorted((folder / "test").rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    (folder / "test").rmdir()
-    cifar = plugins.load("datasets", "cifar10")(str(folder))
-    assert cifar.split("train").count == 3
-    with pytest.raises(KeyError):
-        cifar.split("test")

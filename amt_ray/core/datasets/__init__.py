@@ -6,8 +6,11 @@ name is the file's name without underscores, with ``mean`` and ``std`` of its pi
 images that only pretraining uses names their split in ``pretrain_split``.
 """
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -40,7 +43,7 @@ class Source:
 
     Attributes:
         count: Number of images.
-        open: Image ``i`` as a PIL image; may raise OSError for a broken file.
+        open: Image ``i`` as an RGB image; raises what PIL raises (mostly OSError) for a broken file.
         name: What image ``i`` is called in messages, a path for instance.
         labels: [count] int64 class indices, or None where the data has no labels.
         classes: Class names; empty without labels.
@@ -66,3 +69,27 @@ class Dataset(Protocol):
     std: tuple[float, ...]
 
     def split(self, name: str) -> Source: ...
+
+
+def missing(what: str, root: Path, looked_for: Path, command: str) -> ValueError:
+    """The error for data that is not where it should be: what, where it was looked for, how to get it."""
+    return ValueError(f"data.root must hold {what}, got {root} (looked for {looked_for}). {command}")
+
+
+def stat_fingerprint(name: str, folder: Path, files: Iterable[str]) -> str:
+    """A fingerprint from names, sizes and times of files below a folder; none is opened.
+
+    Args:
+        name: Begins the fingerprint.
+        folder: The folder.
+        files: Paths relative to it. One that cannot be looked at (a broken link) counts by its name.
+    """
+    top = str(folder.resolve())
+    digest = hashlib.sha256(f"{name}\0{top}".encode())
+    for file in files:
+        try:
+            stat = os.stat(os.path.join(top, file))
+            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{file}\0\n".encode())
+    return f"{name}-{digest.hexdigest()[:24]}"

@@ -1,13 +1,15 @@
 """CIFAR-10 (Krizhevsky 2009): torchvision's own files, downloaded where there is a network, or a folder of images."""
 
+import os
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from amt_ray.core.datasets import Source
+from amt_ray.core.datasets import Source, missing, stat_fingerprint
 from amt_ray.core.datasets.imagefolder import SPLIT_FOLDERS, folder_source
 
 
@@ -22,8 +24,9 @@ class CIFAR10:
         ValueError: If the files are neither there nor to be had.
     """
 
-    mean = (0.4914, 0.4822, 0.4465)
-    std = (0.2470, 0.2435, 0.2616)
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    files: Any = datasets.CIFAR10
 
     def __init__(self, root: str | None = None) -> None:
         self.root = Path(root or "data").expanduser()
@@ -31,26 +34,41 @@ class CIFAR10:
 
     def split(self, name: str) -> Source:
         """The train or test split."""
-        if self.is_folder:
-            folder = next((f for f in SPLIT_FOLDERS[name] if (self.root / f).is_dir()), None)
-            if folder is None:
-                raise KeyError(name)
-            return folder_source(self.root / folder)
-        data = self._torchvision(train={"train": True, "test": False}[name])
-        return Source(
-            count=len(data.data),
-            open=lambda i: Image.fromarray(data.data[i]),
-            name=lambda i: f"cifar10/{name}/{i}",
-            labels=np.asarray(data.targets, dtype=np.int64),
-            classes=tuple(data.classes),
-            fingerprint=f"cifar10-{name}-1",
-        )
+        if not self.is_folder:
+            return torchvision_source(self.files, self.root, name, self.files.base_folder)
+        folder = next((f for f in SPLIT_FOLDERS[name] if (self.root / f).is_dir()), None)
+        if folder is None:
+            raise KeyError(name)
+        return folder_source(self.root / folder)
 
-    def _torchvision(self, train: bool) -> datasets.CIFAR10:
-        try:
-            return datasets.CIFAR10(self.root, train=train, download=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(
-                f"data.root must hold CIFAR-10 (train/<class>/*, or cifar-10-batches-py) where it cannot be "
-                f"downloaded, got {self.root} ({error})."
-            ) from error
+
+def torchvision_source(files: Any, root: Path, split: str, keeps: str) -> Source:
+    """The train or test split of a small data set that torchvision keeps in memory.
+
+    Args:
+        files: The class in ``torchvision.datasets``, with ``train`` and ``download`` among its arguments.
+        root: Where it keeps its files, or is to put them.
+        split: ``train`` or ``test``.
+        keeps: The folder that it makes in ``root``.
+
+    Raises:
+        ValueError: If the files are neither there nor to be had.
+    """
+    train = {"train": True, "test": False}[split]
+    try:
+        data = files(root, train=train, download=True)
+    except (URLError, OSError, RuntimeError) as error:
+        title = files.__name__
+        command = f'python -c "import torchvision; torchvision.datasets.{title}({str(root)!r}, download=True)"'
+        raise missing(f"{title} as torchvision keeps it", root, root / keeps, command) from error
+    pixels, name = np.asarray(data.data), f"{files.__name__.lower()}-{split}"
+    return Source(
+        count=len(pixels),
+        open=lambda i: Image.fromarray(pixels[i]).convert("RGB"),
+        name=lambda i: f"{name}/{i}",
+        labels=np.asarray(data.targets, dtype=np.int64),
+        classes=tuple(data.classes),
+        fingerprint=stat_fingerprint(
+            f"{files.__name__.lower()}-{split}", root / keeps, sorted(os.listdir(root / keeps))
+        ),
+    )

@@ -1,13 +1,12 @@
 """A folder of images: one's own data, or any data set laid out as torchvision's ImageFolder."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source
+from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source, stat_fingerprint
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
@@ -21,6 +20,18 @@ def image_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def open_rgb(path: Path) -> Image.Image:
+    """An image file in RGB, read whole and closed.
+
+    Raises:
+        OSError: If it is broken, or not a plain file (a pipe would be waited on for ever).
+    """
+    if not path.is_file():
+        raise OSError("no such file, or not a plain one")
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
 def folder_source(folder: Path) -> Source:
     """All images below a folder; the first folder level names the class, unless the images lie flat.
 
@@ -30,23 +41,19 @@ def folder_source(folder: Path) -> Source:
     files = image_files(folder)
     if not files:
         raise ValueError(f"data.root must hold images ({', '.join(EXTENSIONS)}), found none below {folder}.")
-    tops = [Path(f).parts[0] if len(Path(f).parts) > 1 else "" for f in files]
+    tops = [top if rest else "" for top, _, rest in (f.partition(os.sep) for f in files)]
     classes = tuple(sorted(set(tops)))
     if "" in classes and len(classes) > 1:
         raise ValueError(f"images must all lie in class folders or all flat, found both below {folder}.")
     labelled = classes != ("",)
     number = {name: i for i, name in enumerate(classes)}
-    digest = hashlib.sha256(str(folder.resolve()).encode())
-    for f in files:
-        stat = (folder / f).stat()
-        digest.update(f"{f}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return Source(
         count=len(files),
-        open=lambda i: Image.open(folder / files[i]),
+        open=lambda i: open_rgb(folder / files[i]),
         name=lambda i: str(folder / files[i]),
         labels=np.array([number[t] for t in tops], dtype=np.int64) if labelled else None,
         classes=classes if labelled else (),
-        fingerprint=f"folder-{digest.hexdigest()[:24]}",
+        fingerprint=stat_fingerprint("folder", folder, files),
     )
 
 

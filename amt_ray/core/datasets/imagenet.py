@@ -1,0 +1,48 @@
+"""ImageNet-1K (Russakovsky et al. 2015, arXiv 1409.0575), or a part of it: a folder a class."""
+
+import os
+from pathlib import Path
+
+from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source, missing
+from amt_ray.core.datasets.imagefolder import EXTENSIONS, folder_source
+
+FOLDERS = {"train": "train", "test": "val"}
+ARCHIVES = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz"
+SORTER = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
+
+
+class ImageNet:
+    """``root/train/<wnid>/*`` and ``root/val/<wnid>/*``; the test split is ``val``, as the test labels are not public.
+
+    Files are listed and their sizes and times looked at; none is opened before its pixels are wanted.
+
+    Args:
+        root: The folder.
+    """
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(self, root: str | None = None) -> None:
+        self.root = Path(root or "data").expanduser()
+
+    def split(self, name: str) -> Source:
+        """The train or test split.
+
+        Raises:
+            ValueError: If the folder is missing, or its images are not sorted into class folders.
+        """
+        folder = self.root / FOLDERS[name]
+        if not folder.is_dir():
+            command = (
+                f"Put {ARCHIVES} from https://image-net.org/download into {self.root}, then: python -c "
+                f'"from torchvision.datasets import ImageNet; ImageNet({str(self.root)!r}, {FOLDERS[name]!r})"'
+            )
+            raise missing(f"ImageNet as {FOLDERS[name]}/<wnid>/*", self.root, folder, command)
+        flat = sum(entry.name.lower().endswith(EXTENSIONS) for entry in os.scandir(folder))
+        if flat:
+            raise ValueError(
+                f"data.root must hold ImageNet as {FOLDERS[name]}/<wnid>/*, got {flat} images lying flat in {folder}. "
+                f"To sort the 50,000 of val: cd {folder} && curl -O {SORTER} && bash valprep.sh"
+            )
+        return folder_source(folder)
