@@ -1,0 +1,167 @@
+"""What a weights file holds: its tensors, read without running anything, and the sizes they tell."""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from timm.models import clean_state_dict
+from torch import Tensor
+
+from amt_ray.core.checkpoint import WEIGHTS
+from amt_ray.core.tokens import pair, patch_grid
+
+HEAD_WIDTH = 64
+HEADS_OF_WIDE = dict.fromkeys((1152, 1280, 1408, 1664), 16)  # So400m, H, g and G: their heads are not 64 wide
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """What a state's tensors tell of its encoder.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        in_chans: Colour channels.
+        embed_dim: Width D.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of a block's MLP over D.
+        num_patches: N, the patches that have a position.
+    """
+
+    patch_size: int
+    in_chans: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    num_patches: int
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weights file, and what amt_ray noted about them.
+
+    Args:
+        path: A .safetensors file, a folder with ``model.safetensors``, or a .pth / .pt / .bin file of torch. The state
+            may lie under ``model`` or ``state_dict``; prefixes of data-parallel and compiled models are taken off.
+
+    Returns:
+        The state dict on the CPU, and the JSON object of amt_ray's metadata (empty for files of others).
+
+    Raises:
+        ValueError: If there is no such file, if it holds no state dict, or if reading it would run code of its own.
+    """
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"weights must be a .safetensors, .pth, .pt or .bin file or a folder of one, none at {file}.")
+    try:
+        loaded, about = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except Exception as error:  # a broken file can raise nearly anything
+        raise ValueError(_refusal(file, error)) from error
+    if not _is_state(loaded):
+        raise ValueError(f"a weights file must hold a state dict of tensors, {file} does not.")
+    if not isinstance(about, dict):
+        raise ValueError(f"amt_ray's metadata must be a JSON object, {file} holds {type(about).__name__}.")
+    return clean_state_dict(dict(loaded)), about
+
+
+def _is_state(loaded: Any) -> bool:
+    return (
+        isinstance(loaded, Mapping)
+        and len(loaded) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in loaded.items())
+    )
+
+
+def _read_safetensors(file: Path) -> tuple[Any, Any]:
+    with safe_open(file, framework="pt") as opened:
+        about = json.loads((opened.metadata() or {}).get("amt_ray", "{}"))
+        return {name: opened.get_tensor(name) for name in opened.keys()}, about  # noqa: SIM118 (no mapping)
+
+
+def _read_torch(file: Path) -> tuple[Any, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the public fine-tuned files hold their arguments
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    about = json.loads(loaded.get("amt_ray", "{}")) if isinstance(loaded, Mapping) else {}
+    for name in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
+            loaded = loaded[name]
+    return loaded, about
+
+
+def _refusal(file: Path, error: Exception) -> str:
+    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"a weights file must hold tensors and plain values only, {file} asks for {wanted[1]}: not loaded."
+    reason = " ".join(str(error).split())[:120] or "nothing in it"
+    return f"a weights file must be readable, {file} is not: {type(error).__name__}, {reason}"
+
+
+def sizes_of(
+    state: Mapping[str, Tensor], about: Mapping[str, Any] | None = None, num_heads: int | None = None
+) -> EncoderSizes:
+    """The sizes of the encoder that a state dict belongs to.
+
+    Args:
+        state: A state dict with an encoder's names.
+        about: Metadata of the file, which may tell the number of heads.
+        num_heads: Heads, which no tensor tells. Default: what the metadata says, else those of the named ViTs: 64
+            values a head (Ti, S, B, L), 16 heads at the widths of So400m, H, g and G.
+
+    Raises:
+        ValueError: If the tensors are not a plain ViT's, or if the heads have to be told.
+    """
+    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+    if missing := [name for name, axes in needed.items() if name not in state or state[name].ndim != axes]:
+        raise ValueError(f"weights must be a plain vision transformer's, there is no such {some(missing)}.")
+    projection, positions_1LD, expand = (state[name] for name in needed)
+    D, C, patch_rows, patch_columns = projection.shape
+    if patch_rows != patch_columns:
+        raise ValueError(f"patches must be square, got {patch_rows} x {patch_columns}.")
+    heads = num_heads or _told(about or {}).get("num_heads") or HEADS_OF_WIDE.get(D)
+    if heads is None and D % HEAD_WIDTH:
+        raise ValueError(f"num_heads must be given where the width is no multiple of {HEAD_WIDTH}, got width {D}.")
+    depth = 1 + max(int(found[1]) for found in map(re.compile(r"blocks\.(\d+)\.").match, state) if found)
+    heads, ratio = heads or D // HEAD_WIDTH, mlp_ratio(len(expand), D)
+    return EncoderSizes(patch_rows, C, D, depth, heads, ratio, positions_1LD.shape[1] - 1)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio that timm's ``int(width * ratio)`` turns back into ``hidden``."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def grid_of(about: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of the patch grid that the metadata of a file tells, None where it tells none."""
+    told = _told(about)
+    return patch_grid(pair(told["img_size"]), told["patch_size"]) if told else None
+
+
+def _told(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the metadata says of the encoder: in so many words, or within the configuration of the run that wrote it."""
+    try:
+        if "encoder" in about or "experiment" not in about:
+            told: Mapping[str, Any] = about.get("encoder", {})
+            return {name: told[name] for name in ("img_size", "patch_size", "num_heads")} if told else {}
+        model, data = about["experiment"]["model"], about["experiment"]["data"]
+        heads = model["encoder"]["num_heads"]
+        return {"img_size": data["image_size"], "patch_size": model["patch_size"], "num_heads": heads}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"metadata must tell image size, patch size and heads, {error} is missing.") from error
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
+
+
+def shape(tensor: Tensor) -> str:
+    """A tensor's shape in a message."""
+    return " x ".join(map(str, tensor.shape))
