@@ -1,18 +1,20 @@
 """What the evaluation protocols share: features of a frozen encoder, the images to measure on, top-1 and top-5."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from amt_ray.core.checkpoint import read_training, read_weights, write_checkpoint
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
 from amt_ray.core.geometry import Crops
 from amt_ray.core.images import ImageArray
 from amt_ray.core.loop import PRECISIONS
-from amt_ray.core.ports import Ranks
+from amt_ray.core.ports import Checkpoints, Ranks
 from amt_ray.core.tokens import patchify
 
 POOLS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
@@ -132,3 +134,57 @@ def sum_gradients(module: nn.Module, ranks: Ranks) -> None:
     summed = ranks.sum(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, total in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(total.view_as(gradient))
+
+
+def up_to(encoder: Encoder, layer: int | None) -> Encoder:
+    """The encoder itself, or a copy that ends with the output of a block, without the final norm.
+
+    Args:
+        encoder: Is not changed.
+        layer: Index of the block, negative from the end; None for the whole encoder.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if layer is None:
+        return encoder
+    if not -encoder.depth <= layer < encoder.depth:
+        depth = encoder.depth
+        raise ValueError(f"layer must be in [{-depth}, {depth - 1}] for {depth} blocks, got {layer}.")
+    part = copy.deepcopy(encoder)
+    part.blocks = part.blocks[: layer % encoder.depth + 1]
+    part.norm = nn.Identity()  # type: ignore[assignment]
+    return part
+
+
+def save(
+    checkpoints: Checkpoints | None, protocol: str, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Keep what is trained after ``epoch`` completed epochs; every rank calls it."""
+    if checkpoints is not None:
+        weights, state = module.state_dict(), {"optimizer": optimizer.state_dict(), "epoch": epoch}
+        checkpoints.save(
+            epoch, {"epoch": epoch}, lambda folder: write_checkpoint(folder, weights, state, {"protocol": protocol})
+        )
+
+
+def resume(checkpoints: Checkpoints | None, protocol: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take up the newest checkpoint, if there is one.
+
+    Returns:
+        Epochs completed.
+
+    Raises:
+        ValueError: If the checkpoint is of another protocol.
+    """
+    folder = None if checkpoints is None else checkpoints.latest()
+    if folder is None:
+        return 0
+    weights, about = read_weights(folder)
+    if about.get("protocol") != protocol:
+        raise ValueError(f"a checkpoint must be of the protocol {protocol}, got {about.get('protocol')} in {folder}.")
+    module.load_state_dict(weights)
+    state = read_training(folder)
+    optimizer.load_state_dict(state["optimizer"])
+    epoch: int = state["epoch"]
+    return epoch
