@@ -67,7 +67,7 @@ def measured(task: Task, test: bool) -> list[Measured]:
 
 
 @contextlib.contextmanager
-def frozen(encoder: Encoder) -> Iterator[None]:
+def frozen(encoder: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every module is given its own mode back."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()

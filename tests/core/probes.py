@@ -1,9 +1,12 @@
 """Small encoders, images and ranks for the tests of evaluation protocols."""
 
+import tempfile
 import threading
+from pathlib import Path
 
 import torch
 
+from amt_ray.core.checkpoint import read_weights
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.images import ImageArray
 
@@ -71,3 +74,24 @@ def on_threads(size, work):
     if failed:
         raise failed[0]
     return [found[rank] for rank in range(size)]
+
+
+class MemoryCheckpoints:
+    """Keeps the newest checkpoint in a temporary folder, and may end the run after one."""
+
+    def __init__(self, stop_after=None):
+        self.folder, self.epochs, self.stop_after = None, [], stop_after
+
+    def latest(self):
+        return None if self.folder is None else Path(self.folder.name)
+
+    def save(self, epoch, metrics, write):
+        folder = tempfile.TemporaryDirectory()
+        write(Path(folder.name))
+        self.folder = folder
+        self.epochs.append(epoch)
+        if epoch == self.stop_after:
+            raise KeyboardInterrupt
+
+    def weights(self):
+        return read_weights(self.latest())[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task, nothing, protocol_name
 from amt_ray.core.images import ImageArray
+from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.ports import Checkpoints, Ranks
 from amt_ray.core.probing import (
     POOLS,
@@ -103,6 +104,7 @@ class KNN:
 
     def __post_init__(self) -> None:
         one_of("features", POOLS, self.features)
+        one_of("precision", PRECISIONS, self.precision)
         if not self.k or min(self.k) < 1 or self.temperature <= 0:
             raise ValueError(f"k and temperature must be above 0, got {self.k} and {self.temperature}.")
 

@@ -17,6 +17,7 @@ from amt_ray.core.evals import Task, nothing, protocol_name
 from amt_ray.core.geometry import Crops
 from amt_ray.core.heads import HeadFit, Probe, Rate, Standardise
 from amt_ray.core.images import Augmentation, ImageArray
+from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.noise import Purpose, bits, permutation
 from amt_ray.core.optim import scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
@@ -108,6 +109,7 @@ class LinearProbe:
 
     def __post_init__(self) -> None:
         one_of("features", POOLS, self.features)
+        one_of("precision", PRECISIONS, self.precision)
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
         if self.mode == "recipe" and (len(self.rates(256)) != 1 or self.views):
