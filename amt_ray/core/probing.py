@@ -33,11 +33,12 @@ def one_of(name: str, known: Mapping[str, T], value: str) -> T:
     return known[value]
 
 
-def check(task: Task) -> None:
+def check(encoder: Encoder, task: Task) -> None:
     """Refuse images that cannot be probed.
 
     Raises:
-        ValueError: If labels or images to learn from are missing, or the test split has other classes.
+        ValueError: If labels or images to learn from are missing, the test split has other classes, or the size is not
+            the encoder's.
     """
     splits = [task.train] if task.test is None else [task.train, task.test]
     if any(split.labels_n is None for split in splits):
@@ -48,6 +49,9 @@ def check(task: Task) -> None:
         raise ValueError(
             f"train and test must have the same classes, got {len(task.train.classes)} and {len(splits[-1].classes)}."
         )
+    size = tuple(side * encoder.patch_size for side in encoder.grid)
+    if tuple(task.size) != size:
+        raise ValueError(f"images must have the size that the encoder was made for, {size}, got {tuple(task.size)}.")
 
 
 class Measured(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from amt_ray import plugins
+from amt_ray.core.checkpoint import random_states
 from amt_ray.core.evals import Evaluation, Task
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Solo
@@ -59,11 +60,9 @@ def test_protocol__leaves_encoder_modes_and_random_numbers_as_they_were(protocol
     encoder.blocks[0].train(not training)
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
     modes = [module.training for module in encoder.modules()]
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
+    states = random_states()
     small(protocol)(encoder, task_of(generator), Solo(), test=True)
-    assert torch.equal(torch.rand(4), expected)
+    assert str(random_states()) == str(states) and torch.equal(random_states()["torch"], states["torch"])
     assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
     assert [module.training for module in encoder.modules()] == modes
     assert all(parameter.grad is None for parameter in encoder.parameters())
@@ -98,6 +97,7 @@ def test_protocol__without_a_test_split_or_held_out_images_it_gives_what_there_i
     [
         ({"train_index": torch.arange(0)}, "must have at least 1 image to learn from, got 0"),
         ({"test": coloured_images(8, 4, torch.Generator())}, "must have the same classes, got 6 and 4"),
+        ({"size": (8, 12)}, r"the encoder was made for, \(8, 8\), got \(8, 12\)"),
         ({"train": ImageArray(torch.zeros(60, 3, 8, 8).byte(), None, (0.5,), (0.5,))}, "got images without labels"),
     ],
 )

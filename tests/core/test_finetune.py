@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from timm.data.auto_augment import NAME_TO_OP
+from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, NAME_TO_OP
 from timm.layers import DropPath
 
 from amt_ray.core.classifier import Classifier
@@ -193,6 +193,10 @@ def test_rand_augment__an_operation_is_timms(name, seed):
     difference = (ours - torch.from_numpy(np.array(theirs)).int()).abs().float()
     # the borders of moved images are blended differently
     assert difference.mean() < 2.5 and difference.flatten().quantile(0.95) <= 1
+
+
+def test_rand_augment__has_the_operations_of_timms_increasing_set():
+    assert sorted(OPERATIONS) == sorted(_RAND_INCREASING_TRANSFORMS)
 
 
 def test_rand_augment__images_of_a_batch_get_operations_of_their_own_and_half_the_layers_apply():

@@ -198,7 +198,7 @@ class Finetune:
         Raises:
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
-        check(task)
+        check(encoder, task)
         with own_random_numbers():
             run = _Run(self, encoder, task, ranks)
             for epoch in range(resume(checkpoints, self.protocol, run.model, run.optimizer), self.epochs):

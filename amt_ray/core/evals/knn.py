@@ -140,7 +140,7 @@ class KNN:
         Raises:
             ValueError: If a k is larger than the bank.
         """
-        check(task)
+        check(encoder, task)
         done = len(task.train_index)
         if max(self.k) > done:
             raise ValueError(f"k must be at most the number of bank images, got {max(self.k)} of {done}.")

@@ -162,7 +162,7 @@ class LinearProbe:
         Raises:
             ValueError: If there is no such layer, or nothing to choose with.
         """
-        check(task)
+        check(encoder, task)
         part = up_to(encoder, self.layer)
         with frozen(part):
             run = _Run(self, part, task, ranks, progress)
