@@ -127,6 +127,23 @@ def test_recipe__has_maes_published_settings():
     assert mae.rates(16384) == [Rate(6.4, 0.0)] and mae.rates(500) == [Rate(0.1 * 500 / 256, 0.0)]
 
 
+def test_fast_presets__go_as_far_as_the_recipe_and_further():
+    mae, estimate, fast = (LinearProbe.presets[n] for n in ("mae-linear-90", "mae-linear-fast-1", "linear-fast-1"))
+    assert estimate.epochs * estimate.base_lrs[0] == pytest.approx(mae.epochs * mae.base_lrs[0])
+    assert fast.base_lrs[0] == estimate.base_lrs[0] == min(fast.base_lrs)
+    for setting in ("features", "layer", "crop_scale", "flip", "test_crop", "weight_decays"):
+        assert getattr(mae, setting) == getattr(estimate, setting) == getattr(fast, setting)
+    assert mae.epochs >= 10 * (1 + fast.views)  # times that every image is encoded
+
+
+@pytest.mark.parametrize("base_lr", [10.0, 100.0])
+def test_fast_mode__at_equal_epochs_and_rate_it_ends_near_the_recipe(base_lr, generator):
+    task = task_of(coloured_images(600, 8, generator))
+    recipe = dataclasses.replace(RECIPE, base_lrs=(base_lr,))(tiny_encoder(), task, Solo())
+    cached = dataclasses.replace(FAST, base_lrs=(base_lr,))(tiny_encoder(), task, Solo())
+    assert cached["eval/linear_top1"] == pytest.approx(recipe["eval/linear_top1"], abs=0.08)
+
+
 def test_recipe__a_batch_larger_than_the_data_is_the_data(generator):
     images = coloured_images(120, 4, generator)
     found = [

@@ -3,10 +3,16 @@
 The recipe is that of MAE (He et al., CVPR 2022, https://arxiv.org/abs/2111.06377, appendix A.1 and main_linprobe.py):
 every epoch draws new crops. The fast mode encodes a few views of every image once and trains heads of many learning
 rates on them at once; which of them counts is decided on images held out of those to learn from.
+
+LARS moves a head by a fixed share of its norm times the learning rate, so how far it gets is set by images x epochs x
+base learning rate. The recipe's 0.1 is meant for 1.3 million images. On a few thousand it stops far from where higher
+rates get: with the same features of 10,000 CIFAR-10 images the recipe ends at 28.6%, at ten times its rate at 40.8%.
+``mae-linear-fast-1`` has the recipe's epochs x rate and estimates the recipe's figure, whatever that is worth there;
+``linear-fast-1`` chooses the rate, and is the one to compare encoders by.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -297,14 +303,10 @@ class _Run:
                 fit.step(epoch * steps + step, features_BD, cache.labels_n[row], weight_B)
 
 
+CACHED = LinearProbe(mode="cached", epochs=30, warmup_epochs=3, batch_size=1024, base_lrs=(0.3,), views=4)
+
 LinearProbe.presets = {
     "mae-linear-90": LinearProbe(),
-    "linear-fast-1": LinearProbe(
-        mode="cached",
-        epochs=60,
-        warmup_epochs=5,
-        batch_size=1024,
-        base_lrs=(0.1, 0.3, 1.0, 3.0, 10.0),
-        views=4,
-    ),
+    "mae-linear-fast-1": CACHED,
+    "linear-fast-1": replace(CACHED, base_lrs=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0)),
 }
