@@ -15,6 +15,7 @@ from amt_ray import plugins
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.decoded import decoded
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.evals import Task
 from amt_ray.core.evals.knn import KNN
 from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.loop import Pretraining
@@ -126,18 +127,11 @@ def build_pretraining(
 def evaluation(experiment: Experiment, splits: Splits, ranks: Ranks) -> Callable[[Encoder, bool], dict[str, float]]:
     """Probe of the held-out images; of the test split as well where the run is at its end."""
     settings = experiment.eval.knn
-    knn = KNN(settings.k, settings.temperature, settings.features)
+    knn = KNN((settings.k,), settings.temperature, settings.features)
+    task = Task(splits.train, splits.train_index, splits.val_index, splits.test, experiment.image_size, experiment.seed)
 
     def evaluate(model: Encoder, last: bool) -> dict[str, float]:
-        if "knn" not in experiment.eval.protocols:
-            return {}
-        size, bank, index = experiment.image_size, splits.train, splits.train_index
-        found = {f"eval/{k}": v for k, v in knn(model, bank, index, bank, splits.val_index, size, ranks).items()}
-        if last and splits.test is not None:
-            everything = torch.arange(len(splits.test))
-            tested = knn(model, bank, index, splits.test, everything, size, ranks)
-            found |= {f"test/{k}": v for k, v in tested.items()}
-        return found
+        return knn(model, task, ranks, test=last) if "knn" in experiment.eval.protocols else {}
 
     return evaluate
 

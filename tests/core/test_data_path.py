@@ -1,4 +1,4 @@
-"""Sampling, decoding, data sets, scores and neighbours."""
+"""Sampling, decoding, data sets and scores."""
 
 import multiprocessing
 
@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from amt_ray import plugins
 from amt_ray.core.decoded import decoded
-from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals.knn import KNN, knn_votes
-from amt_ray.core.images import ImageArray
-from amt_ray.core.ports import Solo
 from amt_ray.core.sampling import epoch_steps, hold_out, rank_share, steps_per_epoch
 
 
@@ -111,34 +105,3 @@ def test_digits__are_the_1797_images_of_scikit_learn():
     train, test = digits.split("train"), digits.split("test")
     assert (train.count, test.count, len(train.classes)) == (1438, 359, 10)
     assert train.open(0).size == (8, 8) and len(train.labels) == 1438
-
-
-def test_knn__agrees_with_scikit_learn(generator):
-    bank = torch.nn.functional.normalize(torch.randn(400, 8, generator=generator), dim=1)
-    labels = torch.randint(0, 5, (400,), generator=generator)
-    queries = torch.nn.functional.normalize(torch.randn(200, 8, generator=generator), dim=1)
-    oracle = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07), algorithm="brute")
-    oracle.fit(bank.numpy(), labels.numpy())
-    votes = knn_votes(queries, bank, labels, 5, 20, 0.07)
-    agreement = multiclass_accuracy(
-        votes.argmax(1), torch.from_numpy(oracle.predict(queries.numpy())), 5, average="micro"
-    )
-    assert agreement > 0.99
-
-
-def test_knn__leaves_the_model_as_it_was_and_finds_equal_images(generator):
-    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=generator).byte().numpy()
-    labels = np.arange(40) % 10
-    images = ImageArray(pixels, labels, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"))
-    model = Encoder(8, 4, 3, 16, 1, 2)
-    model.init_weights()
-    model.train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = KNN(k=1)(model, images, torch.arange(40), images, torch.arange(20), (8, 8), Solo())
-    assert found["knn_top1"] == 1.0 and model.training
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    random = ImageArray(
-        pixels, torch.randint(0, 10, (40,), generator=generator).numpy(), (0.5,) * 3, (0.25,) * 3, images.classes
-    )
-    chance = KNN(k=5)(model, random, torch.arange(20), random, torch.arange(20, 40), (8, 8), Solo())
-    assert chance["knn_top1"] < 0.4

@@ -1,123 +1,201 @@
-"""Weighted nearest neighbours on frozen features (Wu et al., CVPR 2018, https://arxiv.org/abs/1805.01978)."""
+"""Weighted nearest neighbours on frozen features (Wu et al., CVPR 2018, https://arxiv.org/abs/1805.01978).
 
-from dataclasses import dataclass
+k, temperature and pooling change the figure of one and the same checkpoint: all three are in the protocol's name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.evals import Task, nothing, protocol_name
 from amt_ray.core.images import ImageArray
-from amt_ray.core.ports import Ranks
+from amt_ray.core.loop import PRECISIONS
+from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.probing import (
+    POOLS,
+    Progress,
+    accuracies,
+    check,
+    frozen,
+    labels_of,
+    measured,
+    one_of,
+    pooled,
+    top_hits,
+)
 from amt_ray.core.sampling import rank_share
 
-CHUNK = 256
 
+class Neighbours(NamedTuple):
+    """The nearest bank images of each query, nearest first.
 
-def knn_votes(
-    queries_BD: Tensor, bank_nD: Tensor, labels_n: Tensor, classes: int, k: int, temperature: float
-) -> Tensor:
-    """Class votes of the k nearest bank images, each weighted exp(cosine / temperature).
-
-    Args:
-        queries_BD: Unit features.
-        bank_nD: Unit features with labels.
-        labels_n: int64 class of each bank image.
-        classes: Number of classes.
-        k: Neighbours; at most n are used.
-        temperature: Sharpness of the vote.
-
-    Returns:
-        [B, classes] float32.
+    Attributes:
+        similarity_Bk: Cosines.
+        labels_Bk: int64 classes.
     """
-    similarity, nearest = (queries_BD @ bank_nD.T).topk(min(k, len(bank_nD)), dim=1)
-    votes = torch.zeros(len(queries_BD), classes, device=queries_BD.device)
+
+    similarity_Bk: Tensor
+    labels_Bk: Tensor
+
+
+def nearest(queries_BD: Tensor, bank_nD: Tensor, labels_n: Tensor, k: int) -> Neighbours:
+    """The exact k nearest of unit features; ties at the k-th place are broken arbitrarily.
+
+    Where the bank has fewer than k images, the rest is filled with similarity -inf.
+    """
+    similarity, index = (queries_BD @ bank_nD.T).topk(min(k, len(bank_nD)), dim=1)
+    missing = (0, k - similarity.shape[1])
+    return Neighbours(F.pad(similarity, missing, value=-torch.inf), F.pad(labels_n[index], missing))
+
+
+def merged(mine: Neighbours, ranks: Ranks) -> Neighbours:
+    """The k nearest in all ranks' shards, from the k nearest in each."""
+    B, k = mine.labels_Bk.shape
+    similarity = torch.zeros(ranks.size, B, k, device=ranks.device)
+    labels = torch.zeros(ranks.size, B, k, dtype=torch.int64, device=ranks.device)
+    similarity[ranks.rank], labels[ranks.rank] = mine
+    of_all = ranks.sum(similarity).transpose(0, 1).flatten(1)
+    best, place = of_all.topk(k, dim=1)
+    return Neighbours(best, ranks.sum(labels).transpose(0, 1).flatten(1).gather(1, place))
+
+
+def class_votes(neighbours: Neighbours, classes: int, k: int, temperature: float) -> Tensor:
+    """Votes [B, classes] of the first k neighbours, each weighted exp(cosine / temperature)."""
+    similarity, labels = neighbours.similarity_Bk[:, :k], neighbours.labels_Bk[:, :k]
+    votes = torch.zeros(len(labels), classes, device=labels.device)
     # relative to the nearest: the same ranking, and no overflow at any temperature
-    return votes.scatter_add_(1, labels_n[nearest], ((similarity - similarity[:, :1]) / temperature).exp())
+    return votes.scatter_add_(1, labels, ((similarity - similarity[:, :1]) / temperature).exp())
+
+
+class Bank(NamedTuple):
+    """A rank's share of the bank: unit features [pools, n, D] and int64 classes."""
+
+    features: Tensor
+    labels_n: Tensor
 
 
 @dataclass(frozen=True)
 class KNN:
-    """Exact cosine k-NN, the bank and the queries encoded in shares by the ranks.
+    """Exact cosine k-NN. Each rank encodes a share of the images and keeps its share of the bank.
 
     Args:
-        k: Neighbours.
+        k: Numbers of neighbours, all measured in one pass; the first is the one under the plain metric names.
         temperature: Temperature of the vote.
-        features: ``cls`` or ``mean`` (of the patch tokens).
-        batch_size: Images encoded at once.
+        features: ``cls``, ``mean`` (of the patch tokens), or ``both``: [CLS] under the plain names, the mean beside it.
+        batch_size: Images encoded at once on a rank.
+        precision: Of the encoder: ``float32``, or ``bfloat16`` for autocast.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
-    k: int = 20
+    k: tuple[int, ...] = (20,)
     temperature: float = 0.07
     features: str = "cls"
-    batch_size: int = 256
+    batch_size: int = field(default=256, metadata={"names": False})
+    precision: str = field(default="float32", metadata={"names": False})
+
+    presets: ClassVar[Mapping[str, "KNN"]]
+
+    def __post_init__(self) -> None:
+        one_of("features", POOLS, self.features)
+        one_of("precision", PRECISIONS, self.precision)
+        if not self.k or min(self.k) < 1 or self.temperature <= 0:
+            raise ValueError(f"k and temperature must be above 0, got {self.k} and {self.temperature}.")
 
     @property
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
-        return f"knn-{self.k}-t{self.temperature:g}-{self.features}"
+        return protocol_name(self, self.presets)
 
-    @torch.no_grad()
     def __call__(
         self,
-        model: Encoder,
-        bank: ImageArray,
-        bank_index: Tensor,
-        queries: ImageArray,
-        query_index: Tensor,
-        size: tuple[int, int],
+        encoder: Encoder,
+        task: Task,
         ranks: Ranks,
+        *,
+        test: bool = False,
+        progress: Progress = nothing,
+        checkpoints: Checkpoints | None = None,
     ) -> dict[str, float]:
-        """Accuracy of the queries' classes.
+        """Accuracy of the classes voted for, every image taken whole.
 
         Args:
-            model: The encoder; its mode is restored.
-            bank: Labelled images to vote.
-            bank_index: Which of them, the same on every rank.
-            queries: Labelled images to classify, of the same classes.
-            query_index: Which of them.
-            size: Image size in pixels; every image is taken whole.
+            encoder: Comes back as it was.
+            task: ``train_index`` of its train images is the bank.
             ranks: The processes that share the work; all of them call, all get the result.
+            test: Whether the test split is measured too.
+            progress: Told the share that is done.
+            checkpoints: Not used; one pass is short.
 
         Returns:
-            ``knn_top1`` and, with more than five classes, ``knn_top5``, as shares.
+            ``eval/knn_top1`` (and ``_top5`` with more than five classes) for the first k, ``eval/knn{k}_top1`` for
+            further ones, ``eval/knn_mean_top1`` for the mean beside [CLS]; the same with ``test/``.
+
+        Raises:
+            ValueError: If a k is larger than the bank.
         """
-        assert bank.labels_n is not None and queries.labels_n is not None
-        was_training = model.training
-        model.eval()
-        try:
-            bank_nD = self._gathered(model, bank, bank_index, size, ranks)
-            labels_n = bank.labels_n[bank_index].to(ranks.device)
-            classes = len(bank.classes)
-            mine = rank_share(query_index, ranks.rank, ranks.size)
-            hits = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-            for chosen in mine.split(CHUNK):
-                votes = knn_votes(
-                    self._encode(model, queries, chosen, size, ranks),
-                    bank_nD,
-                    labels_n,
-                    classes,
-                    self.k,
-                    self.temperature,
-                )
-                truth_B1 = queries.labels_n[chosen].to(ranks.device).unsqueeze(1)
-                best = votes.topk(min(5, classes), dim=1).indices
-                hits += torch.stack([(best[:, :1] == truth_B1).sum(), (best == truth_B1).sum()])
-        finally:
-            model.train(was_training)
-        top1, top5 = (ranks.sum(hits) / len(query_index)).tolist()
-        return {"knn_top1": top1} | ({"knn_top5": top5} if classes > 5 else {})
+        check(encoder, task)
+        done = len(task.train_index)
+        if max(self.k) > done:
+            raise ValueError(f"k must be at most the number of bank images, got {max(self.k)} of {done}.")
+        splits = measured(task, test)
+        total = done + sum(len(split.index_n) for split in splits)
+        found: dict[str, float] = {}
+        with frozen(encoder):
+            bank = self._bank(encoder, task, ranks, lambda count: progress(count * ranks.size / total))
+            for split in splits:
+                hits: dict[str, Tensor] = {}
+                for chosen in split.index_n.split(self.batch_size * ranks.size):
+                    for name, new in self._hits(encoder, bank, split.images, chosen, task, ranks).items():
+                        hits[name] = hits[name] + new if name in hits else new
+                    done += len(chosen)
+                    progress(done / total)
+                for name, hits_2 in hits.items():
+                    found |= accuracies(f"{split.prefix}/{name}", hits_2, len(split.index_n), len(task.train.classes))
+        return found
 
     def _encode(
-        self, model: Encoder, images: ImageArray, index_B: Tensor, size: tuple[int, int], ranks: Ranks
-    ) -> Tensor:
-        return F.normalize(model.features(images.whole(index_B, size, ranks.device), self.features).float(), dim=1)
+        self, encoder: Encoder, images: ImageArray, index_B: Tensor, task: Task, device: torch.device
+    ) -> list[Tensor]:
+        whole = images.whole(index_B, task.size, device)
+        return [F.normalize(found, dim=1) for found in pooled(encoder, whole, self.features, self.precision)]
 
-    def _gathered(
-        self, model: Encoder, images: ImageArray, index_n: Tensor, size: tuple[int, int], ranks: Ranks
-    ) -> Tensor:
-        """Features of all images on every rank: each fills its rows, and the sum over ranks joins them."""
-        features_nD = torch.zeros(len(index_n), model.embed_dim, device=ranks.device)
-        for rows in rank_share(torch.arange(len(index_n)), ranks.rank, ranks.size).split(self.batch_size):
-            features_nD[rows.to(ranks.device)] = self._encode(model, images, index_n[rows], size, ranks)
-        return ranks.sum(features_nD)
+    def _bank(self, encoder: Encoder, task: Task, ranks: Ranks, encoded: Callable[[int], None]) -> Bank:
+        """This rank's shard."""
+        index_n = rank_share(task.train_index, ranks.rank, ranks.size)
+        shape = (len(POOLS[self.features]), len(index_n), encoder.embed_dim)
+        features_pool_nD = torch.empty(shape, device=ranks.device)
+        for start in range(0, len(index_n), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            features_pool_nD[:, rows] = torch.stack(
+                self._encode(encoder, task.train, index_n[rows], task, ranks.device)
+            )
+            encoded(start)
+        return Bank(features_pool_nD, labels_of(task.train, index_n, ranks.device))
+
+    def _hits(
+        self, encoder: Encoder, bank: Bank, images: ImageArray, index_B: Tensor, task: Task, ranks: Ranks
+    ) -> dict[str, Tensor]:
+        """Hits by metric name, the same on every rank: each encodes a share, and looks all queries up in its shard."""
+        queries = torch.zeros(len(bank.features), len(index_B), encoder.embed_dim, device=ranks.device)
+        rows = rank_share(torch.arange(len(index_B)), ranks.rank, ranks.size)
+        if len(rows):
+            parts = self._encode(encoder, images, index_B[rows], task, ranks.device)
+            queries[:, rows.to(ranks.device)] = torch.stack(parts)
+        truth_B = labels_of(images, index_B, ranks.device)
+        hits = {}
+        for pool, (query_BD, bank_nD) in enumerate(zip(ranks.sum(queries), bank.features, strict=True)):
+            near = merged(nearest(query_BD, bank_nD, bank.labels_n, max(self.k)), ranks)
+            for place, k in enumerate(self.k):
+                votes = class_votes(near, len(task.train.classes), k, self.temperature)
+                hits[f"knn{k if place else ''}{'_mean' if pool else ''}"] = top_hits(votes, truth_B)
+        return hits
+
+
+KNN.presets = {"knn-20-t0.07": KNN(), "knn-200-t0.1": KNN(k=(200,), temperature=0.1)}

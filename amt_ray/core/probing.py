@@ -1,0 +1,194 @@
+"""What the evaluation protocols share: features of a frozen encoder, the images to measure on, top-1 and top-5."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from amt_ray.core.checkpoint import read_training, read_weights, write_checkpoint
+from amt_ray.core.encoder import Encoder
+from amt_ray.core.evals import Task
+from amt_ray.core.geometry import Crops
+from amt_ray.core.images import ImageArray
+from amt_ray.core.loop import PRECISIONS
+from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.tokens import patchify
+
+POOLS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
+Progress = Callable[[float], None]
+T = TypeVar("T")
+
+
+def one_of(name: str, known: Mapping[str, T], value: str) -> T:
+    """``known[value]``.
+
+    Raises:
+        ValueError: If there is no such value.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+    return known[value]
+
+
+def check(encoder: Encoder, task: Task) -> None:
+    """Refuse images that cannot be probed.
+
+    Raises:
+        ValueError: If labels or images to learn from are missing, the test split has other classes, or the size is not
+            the encoder's.
+    """
+    splits = [task.train] if task.test is None else [task.train, task.test]
+    if any(split.labels_n is None for split in splits):
+        raise ValueError("a probe needs images with labels in train and test, got images without labels.")
+    if len(task.train_index) < 1:
+        raise ValueError("a probe must have at least 1 image to learn from, got 0.")
+    if splits[-1].classes != task.train.classes:
+        raise ValueError(
+            f"train and test must have the same classes, got {len(task.train.classes)} and {len(splits[-1].classes)}."
+        )
+    size = tuple(side * encoder.patch_size for side in encoder.grid)
+    if tuple(task.size) != size:
+        raise ValueError(f"images must have the size that the encoder was made for, {size}, got {tuple(task.size)}.")
+
+
+class Measured(NamedTuple):
+    """Images to measure accuracy on, and what its name begins with."""
+
+    prefix: str
+    images: ImageArray
+    index_n: Tensor
+
+
+def measured(task: Task, test: bool) -> list[Measured]:
+    """The held-out images and, where ``test`` is true and there is one, the test split."""
+    found = [Measured("eval", task.train, task.val_index)] if len(task.val_index) else []
+    if test and task.test is not None:
+        found.append(Measured("test", task.test, torch.arange(len(task.test))))
+    return found
+
+
+@contextlib.contextmanager
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module is given its own mode back."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision of a forward pass: ``float32``, or ``bfloat16`` for autocast."""
+    dtype = one_of("precision", PRECISIONS, precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def pooled(encoder: Encoder, images_BCYX: Tensor, features: str, precision: str = "float32") -> list[Tensor]:
+    """features_BD, float32, of one forward pass: ``cls``, the ``mean`` of the patches, or ``both`` in this order."""
+    pools = one_of("features", POOLS, features)
+    with autocast(images_BCYX.device, precision):
+        tokens = encoder.encode(patchify(images_BCYX, encoder.patch_size)).float()
+    return [tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1) for pool in pools]
+
+
+def centre(count: int, share: float, device: torch.device | str = "cpu") -> Crops:
+    """Central crops of ``share`` of the rows and of the columns; 1 leaves images whole."""
+    margin = (1 - share) / 2
+    box_B4 = torch.tensor([margin, margin, share, share], device=device).expand(count, 4)
+    return Crops(box_B4, torch.zeros(count, dtype=torch.bool, device=device))
+
+
+def labels_of(images: ImageArray, index_B: Tensor, device: torch.device) -> Tensor:
+    """int64 classes of images whose labels `check` has seen."""
+    assert images.labels_n is not None
+    return images.labels_n[index_B].to(device)
+
+
+def top_hits(scores: Tensor, truth_B: Tensor) -> Tensor:
+    """How many images have their class first, and among the first five.
+
+    Args:
+        scores: [..., B, classes], larger is likelier.
+        truth_B: int64 classes.
+
+    Returns:
+        [..., 2] float64 counts.
+    """
+    best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices == truth_B.unsqueeze(-1)
+    return torch.stack([best[..., 0].sum(-1), best.any(-1).sum(-1)], dim=-1).double()
+
+
+def accuracies(name: str, hits_2: Tensor, count: int, classes: int) -> dict[str, float]:
+    """``name_top1`` and, with more than five classes, ``name_top5``, as shares of ``count``."""
+    top1, top5 = (hits_2 / count).tolist()
+    return {f"{name}_top1": top1} | ({f"{name}_top5": top5} if classes > 5 else {})
+
+
+def sum_gradients(module: nn.Module, ranks: Ranks) -> None:
+    """Every gradient becomes its sum over the ranks, in one exchange."""
+    if ranks.size == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    summed = ranks.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, total in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
+
+
+def up_to(encoder: Encoder, layer: int | None) -> Encoder:
+    """The encoder itself, or a copy that ends with the output of a block, without the final norm.
+
+    Args:
+        encoder: Is not changed.
+        layer: Index of the block, negative from the end; None for the whole encoder.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if layer is None:
+        return encoder
+    if not -encoder.depth <= layer < encoder.depth:
+        depth = encoder.depth
+        raise ValueError(f"layer must be in [{-depth}, {depth - 1}] for {depth} blocks, got {layer}.")
+    part = copy.deepcopy(encoder)
+    part.blocks = part.blocks[: layer % encoder.depth + 1]
+    part.norm = nn.Identity()  # type: ignore[assignment]
+    return part
+
+
+def save(
+    checkpoints: Checkpoints | None, protocol: str, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Keep what is trained after ``epoch`` completed epochs; every rank calls it."""
+    if checkpoints is not None:
+        weights, state = module.state_dict(), {"optimizer": optimizer.state_dict(), "epoch": epoch}
+        checkpoints.save(
+            epoch, {"epoch": epoch}, lambda folder: write_checkpoint(folder, weights, state, {"protocol": protocol})
+        )
+
+
+def resume(checkpoints: Checkpoints | None, protocol: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take up the newest checkpoint, if there is one.
+
+    Returns:
+        Epochs completed.
+
+    Raises:
+        ValueError: If the checkpoint is of another protocol.
+    """
+    folder = None if checkpoints is None else checkpoints.latest()
+    if folder is None:
+        return 0
+    weights, about = read_weights(folder)
+    if about.get("protocol") != protocol:
+        raise ValueError(f"a checkpoint must be of the protocol {protocol}, got {about.get('protocol')} in {folder}.")
+    module.load_state_dict(weights)
+    state = read_training(folder)
+    optimizer.load_state_dict(state["optimizer"])
+    epoch: int = state["epoch"]
+    return epoch
