@@ -463,12 +463,27 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: With one line that says what is wrong.
     """
     tree = _read_tree(path, ())
+    _set_all(tree, overrides)
+    return experiment_from(_located(experiment_from(tree).model_dump(mode="json", exclude_unset=True)))
+
+
+def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """A known experiment with ``key.path=value`` over it.
+
+    Raises:
+        ConfigError: With one line that says what is wrong.
+    """
+    tree = experiment.model_dump(mode="json")
+    _set_all(tree, overrides)
+    return experiment_from(_located(tree))
+
+
+def _set_all(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set must be key.path=value, got {item!r}.")
         set_dotted(tree, key.strip(), _parse(value, f"--set {key}"))
-    return experiment_from(_located(experiment_from(tree).model_dump(mode="json", exclude_unset=True)))
 
 
 def _located(tree: dict[str, Any]) -> dict[str, Any]:
