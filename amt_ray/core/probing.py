@@ -40,18 +40,46 @@ def check(encoder: Encoder, task: Task) -> None:
         ValueError: If labels or images to learn from are missing, the test split has other classes, or the size is not
             the encoder's.
     """
+    check_images(encoder, task)
     splits = [task.train] if task.test is None else [task.train, task.test]
     if any(split.labels_n is None for split in splits):
         raise ValueError("a probe needs images with labels in train and test, got images without labels.")
-    if len(task.train_index) < 1:
-        raise ValueError("a probe must have at least 1 image to learn from, got 0.")
     if splits[-1].classes != task.train.classes:
         raise ValueError(
             f"train and test must have the same classes, got {len(task.train.classes)} and {len(splits[-1].classes)}."
         )
+
+
+def check_images(encoder: Encoder, task: Task) -> None:
+    """Refuse what no protocol can take, whatever it is that images are known to show.
+
+    Raises:
+        ValueError: If there is no image to learn from, or the size is not the encoder's.
+    """
+    if len(task.train_index) < 1:
+        raise ValueError("a probe must have at least 1 image to learn from, got 0.")
     size = tuple(side * encoder.patch_size for side in encoder.grid)
     if tuple(task.size) != size:
         raise ValueError(f"images must have the size that the encoder was made for, {size}, got {tuple(task.size)}.")
+
+
+def check_sources(task: Task, needed: str, classes: str) -> None:
+    """Refuse data that do not know what a protocol learns.
+
+    Args:
+        task: Images with their sources.
+        needed: Attribute of a source: ``objects`` or ``labelmap``.
+        classes: Attribute of a source with the names of its classes.
+
+    Raises:
+        ValueError: If it is missing in train or test, or the two have other classes.
+    """
+    sources = [task.train_source] if task.test is None else [task.train_source, task.test_source]
+    if any(source is None or getattr(source, needed) is None for source in sources):
+        raise ValueError(f"this protocol needs images with {needed} in train and test, got images without {needed}.")
+    first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
+    if first != last:
+        raise ValueError(f"train and test must have the same classes, got {len(first)} and {len(last)}.")
 
 
 class Measured(NamedTuple):
