@@ -43,7 +43,8 @@ class Detector(Tuned):
         classes: Number of classes, without the background.
         masks: Whether masks are learned.
         channels: Width of the pyramid and of the convolutions of the heads.
-        rois: Boxes an image that the heads learn from.
+        proposals: Boxes an image that reach the heads; of each level twice as many are looked through in training.
+        rois: Of these, the boxes that the heads learn from; proposals are learned from half as many anchors.
         drop_path: Rate of stochastic depth in the encoder's last block.
         precision: Of the encoder and the pyramid; the heads are in float32.
     """
@@ -55,6 +56,7 @@ class Detector(Tuned):
         classes: int,
         masks: bool,
         channels: int = 256,
+        proposals: int = 1000,
         rois: int = 512,
         drop_path: float = 0.0,
         precision: str = "float32",
@@ -74,11 +76,12 @@ class Detector(Tuned):
             "size_divisible": 1, "_skip_resize": True,
             "rpn_anchor_generator": Anchors(sizes, (RATIOS,) * len(sizes)),
             "rpn_head": RPNHead(channels, len(RATIOS), conv_depth=2),
-            "rpn_post_nms_top_n_train": 1000,
+            "rpn_pre_nms_top_n_train": 2 * proposals, "rpn_post_nms_top_n_train": proposals,
+            "rpn_pre_nms_top_n_test": proposals, "rpn_post_nms_top_n_test": proposals,
             "box_roi_pool": MultiScaleRoIAlign(output_size=BOX_CELLS, **align),
             "box_head": FastRCNNConvFCHead((channels, BOX_CELLS, BOX_CELLS), convolutions, [box_width], LayerNorm2d),
             "box_predictor": FastRCNNPredictor(box_width, classes + 1),
-            "box_batch_size_per_image": rois,
+            "rpn_batch_size_per_image": rois // 2, "box_batch_size_per_image": rois,
         }  # fmt: skip
         if masks:
             parts |= {

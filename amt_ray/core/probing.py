@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -31,6 +31,17 @@ def one_of(name: str, known: Mapping[str, T], value: str) -> T:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     return known[value]
+
+
+def at_least(least: float, settings: object, names: Sequence[str]) -> None:
+    """Refuse settings below a number.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check(encoder: Encoder, task: Task) -> None:

@@ -25,7 +25,7 @@ from amt_ray.core.jitter import Jitter, Move, moved
 from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.optim import scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
-from amt_ray.core.probing import Measured, Progress, check_images, check_sources, frozen, measured, one_of
+from amt_ray.core.probing import Measured, Progress, at_least, check_images, check_sources, frozen, measured, one_of
 from amt_ray.core.pyramid import check_grid
 from amt_ray.core.sampling import MicroBatch, rank_share, steps_per_epoch
 
@@ -46,7 +46,8 @@ class Detection:
         weight_decay: Of AdamW; none for biases, norms, [CLS] and positions.
         drop_path: Rate of stochastic depth in the last block.
         channels: Width of the pyramid and of the heads' convolutions.
-        rois: Boxes an image that the heads learn from.
+        proposals: Boxes an image that reach the heads.
+        rois: Of these, the boxes that the heads learn from; proposals are learned from half as many anchors.
         scale: Least and greatest factor of the size of an image (large-scale jitter).
         flip: Probability of a mirror image.
         clip_grad: Largest norm of the gradient, or None.
@@ -66,6 +67,7 @@ class Detection:
     weight_decay: float = 0.1
     drop_path: float = 0.1
     channels: int = 256
+    proposals: int = 1000
     rois: int = 512
     scale: tuple[float, float] = (0.1, 2.0)
     flip: float = 0.5
@@ -78,12 +80,9 @@ class Detection:
     def __post_init__(self) -> None:
         one_of("precision", PRECISIONS, self.precision)
         Jitter(self.scale, self.flip)
-        if min(self.epochs, self.batch_size, self.accumulate, self.channels, self.rois) < 1 or self.warmup_steps < 0:
-            raise ValueError(
-                "epochs, batch_size, accumulate, channels and rois must be at least 1, warmup_steps at least 0, got "
-                f"{self.epochs}, {self.batch_size}, {self.accumulate}, {self.channels}, {self.rois} and "
-                f"{self.warmup_steps}."
-            )
+        counts = ("epochs", "batch_size", "accumulate", "channels", "proposals", "rois")
+        at_least(1, self, counts)
+        at_least(0, self, ("warmup_steps",))
         if not 0 < self.layer_decay <= 1 or list(self.drops) != sorted(self.drops):
             raise ValueError(
                 f"layer_decay must be above 0 and at most 1, drops must rise, got {self.layer_decay} and {self.drops}."
@@ -155,11 +154,17 @@ class _Run:
         self.masks = next((objects.masks is not None for objects in known if len(objects.labels)), False)
         self.jitter = Jitter(settings.scale, settings.flip)
         torch.manual_seed(task.seed)
-        classes = len(self.source.object_classes)
         self.model = Detector(
-            encoder, task.size, classes, self.masks, settings.channels, settings.rois, settings.drop_path,
-            settings.precision,
-        )  # fmt: skip
+            encoder,
+            task.size,
+            len(self.source.object_classes),
+            self.masks,
+            channels=settings.channels,
+            proposals=settings.proposals,
+            rois=settings.rois,
+            drop_path=settings.drop_path,
+            precision=settings.precision,
+        )
         image = task.train.whole(task.train_index[:1], task.size, ranks.device)
         with frozen(self.model), torch.enable_grad():
             freeze_unused(self.model.backbone, torch.stack([m.sum() for m in self.model.backbone(image).values()]))
@@ -274,6 +279,7 @@ Detection.presets = {
         layer_decay=0.9,
         drop_path=0.0,
         channels=64,
+        proposals=200,
         rois=64,
         scale=(0.7, 1.4),
         clip_grad=1.0,
