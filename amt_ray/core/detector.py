@@ -17,8 +17,7 @@ from amt_ray.core.fitting import Tuned
 from amt_ray.core.pyramid import LEVELS, PyramidBackbone
 
 RATIOS = (0.5, 1.0, 2.0)
-PUBLISHED_PX = 1024  # the side at which 32 is the finest anchor and 224 the box that the level of 16 is for
-FINEST_ANCHOR, CANONICAL_BOX = 32, 224
+CANONICAL_PATCHES = 14  # side of the boxes whose features are taken at the patches' stride: 224 pixels for 16
 FINE = 1024
 BOX_CELLS, MASK_CELLS = 7, 14
 CONVOLUTIONS = 4
@@ -35,7 +34,7 @@ class Anchors(AnchorGenerator):
 
 
 class Detector(Tuned):
-    """Boxes, and masks where they are known, of the objects in an image. Anchors are in proportion to the image.
+    """Boxes, and masks where they are known, of the objects in an image.
 
     Args:
         encoder: Is copied.
@@ -43,6 +42,7 @@ class Detector(Tuned):
         classes: Number of classes, without the background.
         masks: Whether masks are learned.
         channels: Width of the pyramid and of the convolutions of the heads.
+        anchor: Side of the smallest anchors, as a share of the image's; they double from level to level.
         proposals: Boxes an image that reach the heads; of each level twice as many are looked through in training.
         rois: Of these, the boxes that the heads learn from; proposals are learned from half as many anchors.
         drop_path: Rate of stochastic depth in the encoder's last block.
@@ -56,19 +56,19 @@ class Detector(Tuned):
         classes: int,
         masks: bool,
         channels: int = 256,
+        anchor: float = 1 / 32,
         proposals: int = 1000,
         rois: int = 512,
         drop_path: float = 0.0,
         precision: str = "float32",
     ) -> None:
         super().__init__()
-        share = max(size) / PUBLISHED_PX
-        sizes = tuple((FINEST_ANCHOR * share * 2**level,) for level in range(LEVELS + 1))
+        sizes = tuple((anchor * max(size) * 2**level,) for level in range(LEVELS + 1))
         convolutions, box_width = [channels] * CONVOLUTIONS, BOX_WIDTH * channels
         align = {
             "featmap_names": [str(level) for level in range(LEVELS)],
             "sampling_ratio": 2,
-            "canonical_scale": round(CANONICAL_BOX * share),
+            "canonical_scale": CANONICAL_PATCHES * encoder.patch_size,
             "canonical_level": round(math.log2(encoder.patch_size)),
         }
         parts = {

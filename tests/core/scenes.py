@@ -23,12 +23,14 @@ def image_array(source):
     return ImageArray(pixels, source.labels, Shapes.mean, Shapes.std, source.classes)
 
 
-def scenes(learn, held, test=0, size_px=32, max_objects=2, boxes_only=False):
-    """A task on drawn shapes."""
+def scenes(learn, held, test=0, size_px=32, max_objects=2, boxes_only=False, one_class=True):
+    """A task on drawn shapes; objects are all of one class, or of the five forms."""
     shapes = Shapes(count_train=learn + held, count_test=max(test, 1), size_px=size_px, max_objects=max_objects)
     sources = [shapes.split("train"), shapes.split("test") if test else None]
     if boxes_only:
         sources = [source and without_masks(source) for source in sources]
+    if one_class:
+        sources = [source and of_one_class(source) for source in sources]
     arrays = [source and image_array(source) for source in sources]
     index = torch.arange(learn + held)
     return Task(arrays[0], index[:learn], index[learn:], arrays[1], (size_px, size_px), 0, *sources)
@@ -37,3 +39,12 @@ def scenes(learn, held, test=0, size_px=32, max_objects=2, boxes_only=False):
 def without_masks(source):
     objects = source.objects
     return dataclasses.replace(source, objects=lambda i: dataclasses.replace(objects(i), masks=None))
+
+
+def of_one_class(source):
+    objects = source.objects
+    return dataclasses.replace(
+        source,
+        objects=lambda i: dataclasses.replace(objects(i), labels=np.zeros_like(objects(i).labels)),
+        object_classes=("shape",),
+    )

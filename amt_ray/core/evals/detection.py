@@ -46,6 +46,7 @@ class Detection:
         weight_decay: Of AdamW; none for biases, norms, [CLS] and positions.
         drop_path: Rate of stochastic depth in the last block.
         channels: Width of the pyramid and of the heads' convolutions.
+        anchor: Side of the smallest anchors, as a share of the image's; they double from level to level.
         proposals: Boxes an image that reach the heads.
         rois: Of these, the boxes that the heads learn from; proposals are learned from half as many anchors.
         scale: Least and greatest factor of the size of an image (large-scale jitter).
@@ -67,6 +68,7 @@ class Detection:
     weight_decay: float = 0.1
     drop_path: float = 0.1
     channels: int = 256
+    anchor: float = 1 / 32
     proposals: int = 1000
     rois: int = 512
     scale: tuple[float, float] = (0.1, 2.0)
@@ -160,6 +162,7 @@ class _Run:
             len(self.source.object_classes),
             self.masks,
             channels=settings.channels,
+            anchor=settings.anchor,
             proposals=settings.proposals,
             rois=settings.rois,
             drop_path=settings.drop_path,
@@ -279,6 +282,7 @@ Detection.presets = {
         layer_decay=0.9,
         drop_path=0.0,
         channels=64,
+        anchor=1 / 8,
         proposals=200,
         rois=64,
         scale=(0.7, 1.4),
