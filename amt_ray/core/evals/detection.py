@@ -277,7 +277,7 @@ Detection.presets = {
     "detection-fast-1": Detection(
         epochs=30,
         batch_size=16,
-        base_lr=1.6e-2,
+        base_lr=8e-3,
         drops=(0.8, 0.95),
         layer_decay=0.9,
         drop_path=0.0,
