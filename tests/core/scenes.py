@@ -42,9 +42,11 @@ def without_masks(source):
 
 
 def of_one_class(source):
-    objects = source.objects
+    objects, labelmap = source.objects, source.labelmap
     return dataclasses.replace(
         source,
         objects=lambda i: dataclasses.replace(objects(i), labels=np.zeros_like(objects(i).labels)),
         object_classes=("shape",),
+        labelmap=lambda i: labelmap(i).clip(0, 1),
+        labelmap_classes=("background", "shape"),
     )
