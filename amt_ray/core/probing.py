@@ -18,6 +18,7 @@ from amt_ray.core.ports import Checkpoints, Ranks
 from amt_ray.core.tokens import patchify
 
 POOLS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
+KNOWN = {"objects": ("objects", "object_classes"), "label maps": ("labelmap", "labelmap_classes")}
 Progress = Callable[[float], None]
 T = TypeVar("T")
 
@@ -74,19 +75,19 @@ def check_images(encoder: Encoder, task: Task) -> None:
         raise ValueError(f"images must have the size that the encoder was made for, {size}, got {tuple(task.size)}.")
 
 
-def check_sources(task: Task, needed: str, classes: str) -> None:
+def check_sources(task: Task, needed: str) -> None:
     """Refuse data that do not know what a protocol learns.
 
     Args:
         task: Images with their sources.
-        needed: Attribute of a source: ``objects`` or ``labelmap``.
-        classes: Attribute of a source with the names of its classes.
+        needed: ``objects`` or ``label maps``.
 
     Raises:
-        ValueError: If it is missing in train or test, or the two have other classes.
+        ValueError: If they are missing in train or test, or the two have other classes.
     """
+    known, classes = KNOWN[needed]
     sources = [task.train_source] if task.test is None else [task.train_source, task.test_source]
-    if any(source is None or getattr(source, needed) is None for source in sources):
+    if any(source is None or getattr(source, known) is None for source in sources):
         raise ValueError(f"this protocol needs images with {needed} in train and test, got images without {needed}.")
     first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
     if first != last:

@@ -103,7 +103,7 @@ def test_protocol__without_a_test_split_or_held_out_images_it_gives_what_there_i
         ({"size": (8, 12)}, r"the encoder was made for, \(8, 8\), got \(8, 12\)"),
         (
             {"train": UNLABELLED, "train_source": None},
-            "in train and test, got images without (labels|objects|labelmap)",
+            "got images without (labels|objects|label maps)",
         ),
     ],
 )

@@ -142,7 +142,7 @@ def check(encoder: Encoder, task: Task) -> None:
         ValueError: If so.
     """
     check_images(encoder, task)
-    check_sources(task, "objects", "object_classes")
+    check_sources(task, "objects")
     check_grid(encoder)
 
 

@@ -135,7 +135,7 @@ class Segmentation:
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
         check_images(encoder, task)
-        check_sources(task, "labelmap", "labelmap_classes")
+        check_sources(task, "label maps")
         if self.head == "upernet":
             check_grid(encoder)
         with own_random_numbers():
