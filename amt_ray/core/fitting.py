@@ -94,6 +94,14 @@ def freeze_unused(module: nn.Module, output: Tensor) -> None:
         parameter.requires_grad_(gradient is not None)
 
 
+def start_alike(module: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the first one's weights to train."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad and ranks.size > 1:
+                parameter.copy_(ranks.sum(parameter.detach() * float(ranks.rank == 0)))
+
+
 @dataclass(frozen=True)
 class Fit:
     """Epochs of steps shared by all ranks.
@@ -130,6 +138,7 @@ class Fit:
         Raises:
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
+        start_alike(self.model, ranks)
         for epoch in range(resume(checkpoints, protocol, self.model, self.optimizer), self.epochs):
             self.train_epoch(epoch, ranks, progress)
             save(checkpoints, protocol, epoch + 1, self.model, self.optimizer)

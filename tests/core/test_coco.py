@@ -112,8 +112,8 @@ def test_label_maps__zero_is_other_or_the_first_class(tmp_path, zero_is_other):
 def test_label_maps__names_come_from_ade20ks_table(tmp_path):
     dataset_files.labelmaps(tmp_path)
     (tmp_path / "classes.txt").unlink()
-    table = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t1\t1\t1\twall\n2\t0.1\t1\t1\t1\tbuilding, edifice\n3\t0\t1\t1\t0\tsky\n"
-    (tmp_path / "objectInfo150.txt").write_text(table)
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t0.1\t1\t1\t1\twall", "2\t0.1\t1\t1\t1\tbuilding, edifice"]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join([*rows, "3\t0\t1\t1\t0\tsky"]) + "\n")
     source = LabelMaps(str(tmp_path)).split("train")
     assert source.labelmap_classes == ("wall", "building, edifice", "sky")
 

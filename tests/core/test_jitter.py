@@ -46,7 +46,8 @@ def test_move__a_bright_object_its_mask_its_box_and_its_label_map_stay_together(
     assert (bright != target["masks"][0].bool()).float().mean() < 0.03
     assert torch.equal(labelmap == 1, target["masks"][0].bool())
     y, x = torch.nonzero(bright, as_tuple=True)
-    assert target["boxes"][0].tolist() == pytest.approx([x.min(), y.min(), x.max() + 1, y.max() + 1], abs=1.01)
+    around = [int(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1)]
+    assert target["boxes"][0].tolist() == pytest.approx(around, abs=1.01)
     bare = targets_of(dataclasses.replace(objects, masks=None), move, SIZE)
     assert torch.allclose(bare["boxes"], target["boxes"], atol=1.01) and target["labels"].tolist() == [2]
     outside = labelmap == UNKNOWN

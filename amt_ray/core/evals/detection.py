@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor
@@ -29,6 +30,9 @@ from amt_ray.core.probing import Measured, Progress, at_least, check_images, che
 from amt_ray.core.pyramid import check_grid
 from amt_ray.core.sampling import MicroBatch, rank_share, steps_per_epoch
 
+# COCO's own; torchmetrics rounds its defaults to float32, which moves the precision where a recall meets a threshold
+OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
+RECALLS = np.linspace(0, 1, 101).tolist()
 Targets = dict[str, Tensor]
 
 
@@ -214,7 +218,7 @@ class _Run:
         source = self.task.train_source if split.images is self.task.train else self.task.test_source
         assert source is not None
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
-        metric = MeanAveragePrecision(iou_type=kinds)  # type: ignore[arg-type]
+        metric = MeanAveragePrecision("xyxy", kinds, OVERLAPS, RECALLS)  # type: ignore[arg-type]
         mine = rank_share(split.index_n, self.ranks.rank, self.ranks.size)
         for index_B in mine.split(max(1, self.fit.batch_size // self.ranks.size)):
             metric.update(*self.detected(split, source, index_B))
