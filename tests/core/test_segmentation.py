@@ -28,7 +28,7 @@ TUNED = dataclasses.replace(LINEAR, freeze=False, base_lr=1.6e-2)
     [
         (dataclasses.replace(UPERNET, epochs=6, batch_size=8, channels=32), 0.6),
         (dataclasses.replace(TUNED, epochs=12, batch_size=16), 0.55),
-        (dataclasses.replace(LINEAR, epochs=12, batch_size=16), 0.42),
+        (dataclasses.replace(LINEAR, epochs=12, batch_size=16, base_lr=0.3), 0.46),
     ],
 )
 def test_segmentation__tells_shapes_from_the_ground(settings, least):
@@ -38,7 +38,7 @@ def test_segmentation__tells_shapes_from_the_ground(settings, least):
     assert set(learned) == {"eval/miou", "eval/pixel_accuracy"}
     assert learned["eval/miou"] > least > 0.4 > control["eval/miou"]
     ground = np.mean([(task.train_source.labelmap(i) == 0).mean() for i in range(200, 260)])
-    assert learned["eval/pixel_accuracy"] > ground - 0.02 and (least < 0.5 or learned["eval/pixel_accuracy"] > ground)
+    assert learned["eval/pixel_accuracy"] > ground > control["eval/pixel_accuracy"]
 
 
 def test_segmentation__overlap_is_scikit_learns_on_the_pixels_of_the_original_label_maps():
@@ -59,8 +59,8 @@ def test_segmentation__overlap_is_scikit_learns_on_the_pixels_of_the_original_la
         logits = run.model(task.train.whole(index, (32, 32)), Solo())[0]
     guesses = torch.nn.functional.interpolate(logits, (48, 40), mode="bilinear").argmax(1).numpy()
     truth, known = maps[3:], maps[3:] != UNKNOWN
-    expected = jaccard_score(truth[known], guesses[known], average=None, labels=range(6), zero_division=-1)
-    assert expected[5] == -1 and expected[4] == 0 and len(set(guesses.flat)) > 1
+    expected = jaccard_score(truth[known], guesses[known], average=None, labels=range(6), zero_division=0)
+    assert 5 not in guesses and 5 not in truth[known] and expected[4] == 0 and len(set(guesses.flat)) > 1
     assert found["eval/miou"] == pytest.approx(expected[:5].mean())
     assert found["eval/pixel_accuracy"] == pytest.approx(accuracy_score(truth[known], guesses[known]))
 
