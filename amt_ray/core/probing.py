@@ -83,12 +83,15 @@ def check_sources(task: Task, needed: str) -> None:
         needed: ``objects`` or ``label maps``.
 
     Raises:
-        ValueError: If they are missing in train or test, or the two have other classes.
+        ValueError: If they are missing in train or test, of other images, or the two have other classes.
     """
     known, classes = KNOWN[needed]
     sources = [task.train_source] if task.test is None else [task.train_source, task.test_source]
     if any(source is None or getattr(source, known) is None for source in sources):
         raise ValueError(f"this protocol needs images with {needed} in train and test, got images without {needed}.")
+    for source, images in zip(sources, (task.train, task.test)):
+        if source is not None and images is not None and source.count != len(images):
+            raise ValueError(f"a source must have the images that were decoded, got {source.count} and {len(images)}.")
     first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
     if first != last:
         raise ValueError(f"train and test must have the same classes, got {len(first)} and {len(last)}.")

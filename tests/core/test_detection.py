@@ -23,7 +23,7 @@ QUICK = dataclasses.replace(
     Detection.presets["detection-fast-1"], epochs=2, batch_size=4, channels=8, rois=8, proposals=10
 )
 LEARNING = dataclasses.replace(
-    QUICK, epochs=7, batch_size=2, base_lr=6.4e-2, channels=32, rois=16, proposals=30, scale=(0.8, 1.25)
+    QUICK, epochs=6, batch_size=2, base_lr=6.4e-2, channels=32, rois=16, proposals=30, scale=(0.8, 1.25)
 )
 
 
@@ -40,8 +40,8 @@ def test_detection__finds_shapes_by_boxes_alone():
 
 
 def test_detection__finds_shapes_and_their_masks():
-    settings = dataclasses.replace(LEARNING, epochs=5, base_lr=3.2e-2, batch_size=4)
-    learned, untrained = learned_and_untrained(scenes(240, 60), dataclasses.replace(settings, epochs=7))
+    settings = dataclasses.replace(LEARNING, base_lr=3.2e-2, batch_size=4)
+    learned, untrained = learned_and_untrained(scenes(240, 60), settings)
     assert set(learned) == {f"eval/{what}_{ap}" for what in ("box", "mask") for ap in ("ap", "ap50")}
     assert learned["eval/box_ap50"] > 0.35 and learned["eval/mask_ap50"] > 0.35
     assert untrained["eval/box_ap50"] < 0.1 and untrained["eval/mask_ap50"] < 0.1
@@ -173,6 +173,33 @@ def test_anchors__of_every_size_have_an_area_and_double_from_level_to_level():
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
         assert (width * height).sqrt().tolist() == pytest.approx([2.0**level] * 3, rel=0.01)
         assert (height / width).tolist() == pytest.approx([0.5, 1.0, 2.0], rel=0.01)
+
+
+def test_detection__masks_that_some_images_lack_are_refused():
+    task = scenes(4, 2)
+    whole = task.train_source.objects
+
+    def objects(i):
+        return dataclasses.replace(whole(i), masks=None) if i == 2 else whole(i)
+
+    task = dataclasses.replace(task, train_source=dataclasses.replace(task.train_source, objects=objects))
+    with pytest.raises(ValueError, match="masks must be known in all images or in none, got none in shapes/train/2"):
+        QUICK(scene_encoder(), task, Solo())
+
+
+def test_detection__in_half_precision_it_is_the_same_protocol_and_nearly_the_same_detector():
+    task, kept = scenes(6, 2), MemoryCheckpoints()
+    half = dataclasses.replace(QUICK, epochs=1, precision="bfloat16")
+    assert half.protocol == dataclasses.replace(QUICK, epochs=1).protocol
+    run = _Run(half, scene_encoder(), task, Solo())
+    maps = run.model.backbone(task.train.whole(torch.arange(2), (32, 32)))
+    run.model.backbone.precision = "float32"
+    exact = run.model.backbone(task.train.whole(torch.arange(2), (32, 32)))
+    for name, found in maps.items():
+        assert found.dtype == torch.float32 and not torch.equal(found, exact[name])
+        assert torch.allclose(found, exact[name], atol=0.1)
+    half(scene_encoder(), task, Solo(), checkpoints=kept)
+    assert all(value.dtype == torch.float32 for value in kept.weights().values())
 
 
 @pytest.mark.parametrize(

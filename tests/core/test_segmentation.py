@@ -140,6 +140,18 @@ def test_segmentation__ranks_end_with_the_same_weights_and_measures(settings):
         assert all(torch.equal(value, first[name]) for name, value in each.weights().items())
 
 
+@pytest.mark.parametrize("settings", [UPERNET, LINEAR, TUNED])
+def test_segmentation__in_half_precision_it_is_the_same_protocol_and_still_runs(settings):
+    half, kept = dataclasses.replace(settings, precision="bfloat16"), MemoryCheckpoints()
+    assert half.protocol == settings.protocol
+    task = scenes(6, 4)
+    runs = [_Run(each, scene_encoder(), task, Solo()) for each in (half, settings)]
+    near, exact = (run.model.eval()(task.train.whole(torch.arange(4), (32, 32)), Solo())[0] for run in runs)
+    assert near.dtype == torch.float32 and torch.allclose(near, exact, atol=0.1) and not torch.equal(near, exact)
+    assert half(scene_encoder(), task, Solo(), checkpoints=kept)["eval/pixel_accuracy"] > 0
+    assert all(value.dtype == torch.float32 for value in kept.weights().values())
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_segmentation__a_frozen_encoder_stays_and_a_decoder_is_never_trained(freeze):
     task, kept = scenes(6, 2), MemoryCheckpoints()

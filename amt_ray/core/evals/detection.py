@@ -154,9 +154,10 @@ class _Run:
     """One call: the detector, how it is trained, and the images."""
 
     def __init__(self, settings: Detection, encoder: Encoder, task: Task, ranks: Ranks) -> None:
+        self.settings, self.task, self.ranks = settings, task, ranks
         assert task.train_source is not None and task.train_source.objects is not None
-        self.settings, self.task, self.ranks, self.source = settings, task, ranks, task.train_source
-        known = (self.objects(int(i)) for i in task.train_index)
+        self.source = task.train_source
+        known = (task.train_source.objects(int(i)) for i in task.train_index)
         self.masks = next((objects.masks is not None for objects in known if len(objects.labels)), False)
         self.jitter = Jitter(settings.scale, settings.flip)
         torch.manual_seed(task.seed)
@@ -209,9 +210,16 @@ class _Run:
         return self.model.loss(images, targets) * (float(part.weight_B.sum()) / self.ranks.size)
 
     def objects(self, i: int) -> Objects:
-        """The objects of an image to learn from."""
+        """The objects of an image to learn from.
+
+        Raises:
+            ValueError: If it has objects without masks while others have some.
+        """
         assert self.source.objects is not None
-        return self.source.objects(i)
+        found = self.source.objects(i)
+        if self.masks and found.masks is None:
+            raise ValueError(f"masks must be known in all images or in none, got none in {self.source.name(i)}.")
+        return found
 
     def precisions(self, split: Measured) -> dict[str, float]:
         """COCO's average precision over all ranks."""
