@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from amt_ray.core.ports import Checkpoints, Ranks
 from amt_ray.core.tokens import patchify
 
 POOLS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
+KNOWN = {"objects": ("objects", "object_classes"), "label maps": ("labelmap", "labelmap_classes")}
 Progress = Callable[[float], None]
 T = TypeVar("T")
 
@@ -33,6 +34,17 @@ def one_of(name: str, known: Mapping[str, T], value: str) -> T:
     return known[value]
 
 
+def at_least(least: float, settings: object, names: Sequence[str]) -> None:
+    """Refuse settings below a number.
+
+    Raises:
+        ValueError: If one is; the message names it.
+    """
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
 def check(encoder: Encoder, task: Task) -> None:
     """Refuse images that cannot be probed.
 
@@ -40,18 +52,49 @@ def check(encoder: Encoder, task: Task) -> None:
         ValueError: If labels or images to learn from are missing, the test split has other classes, or the size is not
             the encoder's.
     """
+    check_images(encoder, task)
     splits = [task.train] if task.test is None else [task.train, task.test]
     if any(split.labels_n is None for split in splits):
         raise ValueError("a probe needs images with labels in train and test, got images without labels.")
-    if len(task.train_index) < 1:
-        raise ValueError("a probe must have at least 1 image to learn from, got 0.")
     if splits[-1].classes != task.train.classes:
         raise ValueError(
             f"train and test must have the same classes, got {len(task.train.classes)} and {len(splits[-1].classes)}."
         )
+
+
+def check_images(encoder: Encoder, task: Task) -> None:
+    """Refuse what no protocol can take, whatever it is that images are known to show.
+
+    Raises:
+        ValueError: If there is no image to learn from, or the size is not the encoder's.
+    """
+    if len(task.train_index) < 1:
+        raise ValueError("a probe must have at least 1 image to learn from, got 0.")
     size = tuple(side * encoder.patch_size for side in encoder.grid)
     if tuple(task.size) != size:
         raise ValueError(f"images must have the size that the encoder was made for, {size}, got {tuple(task.size)}.")
+
+
+def check_sources(task: Task, needed: str) -> None:
+    """Refuse data that do not know what a protocol learns.
+
+    Args:
+        task: Images with their sources.
+        needed: ``objects`` or ``label maps``.
+
+    Raises:
+        ValueError: If they are missing in train or test, of other images, or the two have other classes.
+    """
+    known, classes = KNOWN[needed]
+    sources = [task.train_source] if task.test is None else [task.train_source, task.test_source]
+    if any(source is None or getattr(source, known) is None for source in sources):
+        raise ValueError(f"this protocol needs images with {needed} in train and test, got images without {needed}.")
+    for source, images in zip(sources, (task.train, task.test)):
+        if source is not None and images is not None and source.count != len(images):
+            raise ValueError(f"a source must have the images that were decoded, got {source.count} and {len(images)}.")
+    first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
+    if first != last:
+        raise ValueError(f"train and test must have the same classes, got {len(first)} and {len(last)}.")
 
 
 class Measured(NamedTuple):

@@ -4,11 +4,13 @@
 is one that needs no files.
 """
 
+import json
 import pickle
 import struct
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 
 PER_SPLIT = 6
 WNIDS = ("n03404251", "n01443537", "n02504458")
@@ -90,3 +92,42 @@ def imagefolder(root, seed=0):
     for n, path in enumerate(["train/b/0.png", "train/a/1.png", "train/a/deep/2.PNG", "test/a/3.jpg", "test/b/4.png"]):
         save(root / path, (seed, n), (5, 6))
     (root / "train/a/notes.txt").write_text("no image")
+
+
+def coco(root, seed=0):
+    """Boxes of whole pixels with the polygons, counts or compressed counts of the same rectangles."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    categories = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
+    for n, split in enumerate(["train", "val"]):
+        images, annotations = [], []
+        for k in range(4):
+            save(root / f"{split}2017" / f"{k:012}.jpg", (seed, n, k), (20, 30))
+            images.append({"id": 40 - k, "file_name": f"{k:012}.jpg", "height": 20, "width": 30})
+        for k, box in enumerate([(2, 3, 10, 8), (0, 0, 30, 20), (12, 5, 4, 15)]):
+            entry = {"id": k, "image_id": 40 - k % 2, "category_id": (3, 18)[k % 2], "bbox": list(map(float, box))}
+            annotations.append({**entry, "iscrowd": 0, "segmentation": _segmentation(box, k)})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+def _segmentation(box, kind):
+    left, top, width, height = box
+    mask = np.zeros((20, 30), dtype=np.uint8, order="F")
+    mask[top : top + height, left : left + width] = 1
+    if kind == 0:
+        right, bottom = left + width, top + height
+        return [[left, top, right, top, right, bottom, left, bottom]]
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    return {"size": [20, 30], "counts": counts if kind == 1 else rle.encode(mask)["counts"].decode()}
+
+
+def labelmaps(root, seed=0):
+    for n, split in enumerate(["training", "validation"]):
+        for k in range(3):
+            save(root / "images" / split / f"{k}.jpg", (seed, n, k), (12, 16))
+            path = root / "annotations" / split / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels_of((seed, n, k), 12, 16) % 4).save(path)
+    (root / "classes.txt").write_text("wall\nsky\ntree\n")

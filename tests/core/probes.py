@@ -4,9 +4,11 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from amt_ray.core.checkpoint import read_weights
+from amt_ray.core.datasets import UNKNOWN, Objects, Source
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.images import ImageArray
 
@@ -34,6 +36,22 @@ def coloured_images(count, classes, generator):
     colours = torch.randint(40, 216, (classes, 3, 1, 1), generator=torch.Generator().manual_seed(5))
     pixels = colours[labels] + torch.randint(-40, 40, (count, 3, 8, 8), generator=generator)
     return images_of(pixels.clamp(0, 255), labels, classes)
+
+
+def source_of(images):
+    """The images with a thing of their class, known by box, mask and label map, in a corner of each."""
+    labels, classes = images.labels_n.numpy(), images.classes
+    mask = np.zeros(images.size, dtype=bool)
+    mask[1:6, 2:7] = True
+
+    def objects(i):
+        box = np.array([[2, 1, 7, 6]], dtype=np.float32)
+        return Objects(images.size, box, labels[i : i + 1], mask[None])
+
+    def labelmap(i):
+        return np.where(mask, labels[i], UNKNOWN).astype(np.uint8)
+
+    return Source(len(images), None, str, labels, classes, "made", objects, classes, labelmap, classes)
 
 
 class ThreadRanks:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from amt_ray import plugins
+from amt_ray.core.datasets import UNKNOWN
 from amt_ray.core.datasets.imagefolder import EXTENSIONS
 from tests.core import dataset_files
 
@@ -62,7 +63,9 @@ def test_dataset__labels_are_indices_of_classes_the_same_for_all_splits(dataset)
     splits = splits_of(dataset)
     for name, source in splits.items():
         if name not in ("train", "test"):
-            assert source.labels is None and source.classes == ()
+            assert source.labels is None
+        if source.labels is None:
+            assert source.classes == () and (name not in ("train", "test") or source.objects or source.labelmap)
             continue
         assert source.labels.dtype == np.int64 and source.labels.shape == (source.count,)
         assert source.labels.min() >= 0 and source.labels.max() < len(source.classes) == len(set(source.classes))
@@ -87,6 +90,19 @@ def test_dataset__objects_lie_in_the_image_and_boxes_are_tight_around_masks(data
                 for mask, box in zip(found.masks, found.boxes):
                     y, x = np.nonzero(mask)
                     assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_dataset__label_maps_hold_indices_of_classes_the_same_for_all_splits_or_unknown(dataset):
+    splits = splits_of(dataset)
+    for source in splits.values():
+        if source.labelmap is None:
+            assert source.labelmap_classes == ()
+            continue
+        assert source.labelmap_classes == splits["train"].labelmap_classes
+        for i in range(min(source.count, 20)):
+            found = source.labelmap(i)
+            assert found.dtype == np.uint8 and found.shape == source.open(i).size[::-1]
+            assert found[found != UNKNOWN].max(initial=0) < len(source.labelmap_classes)
 
 
 def test_dataset__a_fingerprint_is_stable_and_of_its_split(dataset):

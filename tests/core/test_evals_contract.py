@@ -11,9 +11,11 @@ from amt_ray.core.checkpoint import random_states
 from amt_ray.core.evals import Evaluation, Task
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Solo
-from tests.core.probes import coloured_images, tiny_encoder
+from tests.core.probes import coloured_images, source_of, tiny_encoder
 
-SMALL = {"epochs": 1, "warmup_epochs": 0, "batch_size": 32}
+SMALL = {"epochs": 1, "warmup_epochs": 0, "batch_size": 32, "channels": 8, "rois": 8, "proposals": 8}
+OTHER_CLASSES = coloured_images(8, 4, torch.Generator())
+UNLABELLED = ImageArray(torch.zeros(60, 3, 8, 8).byte(), None, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(params=plugins.names("evals"))
@@ -34,8 +36,9 @@ class Untouchable(ImageArray):
 
 def task_of(generator, test_kind=ImageArray):
     train, test = coloured_images(60, 6, generator), coloured_images(20, 6, generator)
+    sources = source_of(train), source_of(test)
     test.__class__ = test_kind
-    return Task(train, torch.arange(0, 40), torch.arange(40, 60), test, (8, 8))
+    return Task(train, torch.arange(0, 40), torch.arange(40, 60), test, (8, 8), 0, *sources)
 
 
 def test_protocol__is_a_frozen_object_whose_presets_carry_their_own_names(protocol):
@@ -96,9 +99,12 @@ def test_protocol__without_a_test_split_or_held_out_images_it_gives_what_there_i
     ("change", "message"),
     [
         ({"train_index": torch.arange(0)}, "must have at least 1 image to learn from, got 0"),
-        ({"test": coloured_images(8, 4, torch.Generator())}, "must have the same classes, got 6 and 4"),
+        ({"test": OTHER_CLASSES, "test_source": source_of(OTHER_CLASSES)}, "must have the same classes, got 6 and 4"),
         ({"size": (8, 12)}, r"the encoder was made for, \(8, 8\), got \(8, 12\)"),
-        ({"train": ImageArray(torch.zeros(60, 3, 8, 8).byte(), None, (0.5,), (0.5,))}, "got images without labels"),
+        (
+            {"train": UNLABELLED, "train_source": None},
+            "got images without (labels|objects|label maps)",
+        ),
     ],
 )
 def test_protocol__images_that_cannot_be_probed_are_refused(protocol, change, message, generator):

@@ -18,6 +18,7 @@ from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+UNKNOWN = 255  # in a label map: a pixel whose class is not known; neither learned from nor measured
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Objects:
         boxes: [k, 4] float32: left, top, right, bottom, the last two exclusive.
         labels: [k] int64, indices into the source's ``object_classes``.
         masks: [k, rows, columns] bool, or None where only boxes are known.
+        crowd: [k] bool, groups of objects that nobody told apart: not learned from, and no mistake where found. None
+            where there are none.
     """
 
     size: tuple[int, int]
     boxes: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None = None
+    crowd: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Source:
         fingerprint: Changes whenever the images do; the key of the decoded copy.
         objects: The objects of image ``i``, or None where none are known.
         object_classes: Names of the objects' classes.
+        labelmap: The class of each pixel of image ``i``, [rows, columns] uint8 indices into ``labelmap_classes`` or
+            ``UNKNOWN``; None where none are known.
+        labelmap_classes: Names of the pixels' classes.
     """
 
     count: int
@@ -60,6 +67,8 @@ class Source:
     fingerprint: str
     objects: Callable[[int], Objects] | None = None
     object_classes: tuple[str, ...] = ()
+    labelmap: Callable[[int], np.ndarray] | None = None
+    labelmap_classes: tuple[str, ...] = ()
 
 
 class Dataset(Protocol):

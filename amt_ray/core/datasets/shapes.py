@@ -76,6 +76,8 @@ class Shapes:
             fingerprint=f"shapes-{name}-{count}-{self.size_px}-{self.max_objects}-{self.seed}-1",
             objects=objects,
             object_classes=CLASSES,
+            labelmap=lambda i: _labelmap(objects(i)),
+            labelmap_classes=("background", *CLASSES),
         )
 
 
@@ -142,6 +144,13 @@ def boxes_around(masks: np.ndarray) -> np.ndarray:
         sides += [line.argmax(1), line.shape[1] - line[:, ::-1].argmax(1)]
     left, right, top, bottom = sides
     return np.stack([left, top, right, bottom], 1).astype(np.float32)
+
+
+def _labelmap(objects: Objects) -> np.ndarray:
+    """0 for the ground, the class + 1 inside a shape; visible masks are apart."""
+    assert objects.masks is not None
+    found: np.ndarray = (objects.masks * (objects.labels + 1)[:, None, None]).sum(0).astype(np.uint8)
+    return found
 
 
 def _largest(objects: Objects) -> int:

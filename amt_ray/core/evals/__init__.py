@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from amt_ray.core.datasets import Source
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Checkpoints, Ranks
@@ -31,6 +32,9 @@ class Task:
         test: Images of the test split, or None where there is none.
         size: Rows and columns in pixels at which the encoder sees images.
         seed: Seed of everything random in the protocol.
+        train_source: The same images before decoding, with their objects and label maps; None where no protocol
+            needs them.
+        test_source: The same of ``test``.
     """
 
     train: ImageArray
@@ -39,6 +43,8 @@ class Task:
     test: ImageArray | None
     size: tuple[int, int]
     seed: int = 0
+    train_source: Source | None = None
+    test_source: Source | None = None
 
 
 def nothing(share: float) -> None:

@@ -4,9 +4,7 @@ MAE: He et al., CVPR 2022 (https://arxiv.org/abs/2111.06377, table 9) and the re
 SimMIM: Xie et al., CVPR 2022 (https://arxiv.org/abs/2111.09886) and the repository's fine-tuning settings.
 """
 
-import contextlib
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,10 +16,10 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from amt_ray.core.checkpoint import random_states, restore_random_states
 from amt_ray.core.classifier import Classifier
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.fitting import BETAS, FITTED, own_random_numbers, seed_epoch
 from amt_ray.core.geometry import crop_pixels
 from amt_ray.core.images import Augmentation
 from amt_ray.core.loop import PRECISIONS, NotFiniteError
@@ -48,8 +46,6 @@ from amt_ray.core.randaugment import rand_augment
 from amt_ray.core.sampling import MicroBatch, epoch_steps, rank_share, steps_per_epoch
 
 SUBSET = 2  # the second argument of `bits` that keeps this cut apart from the others
-BETAS = (0.9, 0.999)
-FITTED = 0.95  # what of the progress is done by the end of training
 
 
 def labelled_part(labels_n: Tensor, index_n: Tensor, fraction: float) -> Tensor:
@@ -71,29 +67,6 @@ def labelled_part(labels_n: Tensor, index_n: Tensor, fraction: float) -> Tensor:
         order = bits(0, SUBSET, of_class, Purpose.HOLD_OUT, 1).squeeze(1).argsort(stable=True)
         kept.append(of_class[order[: max(1, round(len(of_class) * fraction))]])
     return torch.cat(kept).sort().values
-
-
-@contextlib.contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Whatever is drawn inside, the generators outside go on as if nothing had been."""
-    states = random_states()
-    try:
-        yield
-    finally:
-        restore_random_states(states)
-
-
-def seed_epoch(seed: int, epoch: int, rank: int) -> torch.Generator:
-    """Give all generators the state of this epoch, so that a resumed run goes on as one that did not stop.
-
-    Returns:
-        A generator of its own, on the CPU.
-    """
-    words = bits(seed, epoch, torch.tensor([rank]), Purpose.ORDER, 4)[0].tolist()
-    torch.manual_seed(words[0])
-    np.random.seed(words[1])
-    random.seed(words[2])
-    return torch.Generator().manual_seed(words[3])
 
 
 @dataclass(frozen=True)
