@@ -14,7 +14,7 @@ from amt_ray.config import Experiment
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
-from amt_ray.runtime.mlflow import MlflowReporter, Target
+from amt_ray.runtime.tracking import MlflowReporter, Target
 
 
 class TrainCheckpoints:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from amt_ray.config import ConfigError, Experiment
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import connected
 from amt_ray.runtime.pretrain import RunFailedError, recorded_experiment, show_images, storage_of, train_run
 from amt_ray.runtime.progress import Board
