@@ -11,8 +11,7 @@ from rich.console import Console
 from amt_ray.config import ConfigError, Experiment, experiment_from
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train
-from amt_ray.runtime import tracking
+from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
 from amt_ray.runtime.progress import following
 

@@ -17,8 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from amt_ray.config import Experiment
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train
-from amt_ray.runtime import tracking
+from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
 from amt_ray.runtime.progress import Board
 from amt_ray.space import OptunaSpace, Points, label

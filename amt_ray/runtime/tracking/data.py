@@ -34,8 +34,8 @@ def digest(fingerprint: str) -> str:
 def dataset_inputs(experiment: Experiment) -> list[DatasetInput]:
     """What the run trains on (``train``), chooses by (``val``) and is tested on (``test``).
 
-    MLflow knows a data set by its name and digest and takes each once a run, so the digest is of the images' fingerprint
-    together with their part.
+    MLflow knows a data set by its name and digest and takes each once a run, so the digest is of the images'
+    fingerprint together with their part.
 
     Raises:
         ValueError: If the data are not there.

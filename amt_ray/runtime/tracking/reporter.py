@@ -23,8 +23,8 @@ class MlflowReporter:
     Args:
         target: The tracking store.
         run_id: The run.
-        system_every_s: Seconds between samples of CPU, memory and GPUs (of this process's machine), at least 1; None for
-            MLflow's own setting, else 10; 0 for none.
+        system_every_s: Seconds between samples of this machine's CPU, memory and GPUs, at least 1; None for MLflow's
+            own setting, else 10; 0 for none.
     """
 
     def __init__(self, target: Target, run_id: str, system_every_s: float | None = None) -> None:

@@ -26,9 +26,7 @@ def last_line(error: BaseException) -> str:
 
 
 @contextmanager
-def run_status(
-    target: Target, run_id: str, reason: Callable[[BaseException], str] = last_line
-) -> Iterator[Outbox]:
+def run_status(target: Target, run_id: str, reason: Callable[[BaseException], str] = last_line) -> Iterator[Outbox]:
     """Record how the body ends: FINISHED, KILLED (Ctrl-C, SIGTERM, a closed terminal, an exit) or FAILED with a reason.
 
     The status goes through the outbox: written down before this returns, delivered when MLflow can take it. Only what
@@ -66,7 +64,7 @@ def run_status(
 
 @contextmanager
 def terminations_raise() -> Iterator[None]:
-    """Turn signals that would end the process without a word into `SystemExit`; a handler that is there already stays."""
+    """Turn signals that would end the process without a word into `SystemExit`; a handler that is there stays."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)

@@ -176,7 +176,7 @@ class Outbox:
             failures = 0 if fine else failures + 1
             if failures == 3:
                 uri = self.queue.address.uri
-                log.warning("MLflow at %s takes nothing (%s); what it should get waits in %s.", uri, self.error, self.folder)
+                log.warning("MLflow at %s takes nothing (%s); its part waits in %s.", uri, self.error, self.folder)
         self.queue.close(empty=not self.left)
 
     def _round(self, sender: Sender) -> bool:
@@ -212,6 +212,7 @@ class Outbox:
                 return
             self.queue.refuse(single[0], line(error))
             log.warning("MLflow refuses %s of run %s: %s", single[0].body, self.run_id, line(error))
+
 
 OPEN: set[Outbox] = set()  # of this process
 

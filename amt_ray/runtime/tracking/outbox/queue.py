@@ -28,14 +28,14 @@ class Entry:
         kind: ``metrics``, ``params``, ``tags``, ``status`` or ``file``.
         time_ms: When it was put, in milliseconds since 1970.
         body: What it says.
-        size: Bytes of the line.
+        size: Bytes of the line, or a guess.
     """
 
     seq: int
     kind: str
     time_ms: int
     body: dict[str, Any]
-    size: int = field(default=0, compare=False)
+    size: int = field(default=256, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DiskQueue:
         told = json.loads((folder / INFO).read_text())
         self.address = Address(**{**told, "volatile": tuple(told["volatile"])})
         done = {seq for line in _whole_lines(folder / ACKED) for seq in line}
-        entries = [Entry(*line, size=200) for line in _whole_lines(folder / QUEUE)]
+        entries = [Entry(*line) for line in _whole_lines(folder / QUEUE)]
         self._file = os.open(folder / QUEUE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end, self._warned = os.fstat(self._file).st_size, False
         self.next_seq = max((entry.seq for entry in entries), default=-1) + 1
@@ -152,5 +152,3 @@ def _locked(folder: Path, make: bool) -> int:
             if not make:
                 raise
         os.close(held)  # its last owner removed the folder meanwhile
-
-
