@@ -106,8 +106,8 @@ def trial(config: dict[str, Any], told: dict[str, Any]) -> None:
         return
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
-    reporter = tracking.MlflowReporter(target, run_id)
-    local.run(experiment, ranks, reporter, TuneCheckpoints(), {"mlflow_run_id": run_id})
+    with tracking.MlflowReporter(target, run_id) as reporter:
+        local.run(experiment, ranks, reporter, TuneCheckpoints(), {"mlflow_run_id": run_id})
 
 
 def trial_resources(experiment: Experiment) -> dict[str, float]:
