@@ -6,13 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from amt_ray.runtime.tracking.outbox import OPEN, Outbox, deliver
 from amt_ray.runtime.tracking.target import Target
 
 DRIVER = "driver"
-CLOSE_S = 10.0
+CLOSE_S, LAST_S = 10.0, 1.0
 ENDED = ("FINISHED", "FAILED")
 TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -59,7 +59,7 @@ def run_status(target: Target, run_id: str, reason: Callable[[BaseException], st
     finally:
         atexit.unregister(killed)
         _held.pop(run_id, None)
-        box.close(CLOSE_S)
+        _close(target, run_id, box, LAST_S)
 
 
 @contextmanager
@@ -109,7 +109,13 @@ def _writing(target: Target, run_id: str) -> Iterator[Outbox]:
     try:
         yield box
     finally:
-        box.close(CLOSE_S)
+        _close(target, run_id, box, CLOSE_S)
+
+
+def _close(target: Target, run_id: str, box: Outbox, timeout_s: float) -> None:
+    box.close(timeout_s)
+    with suppress(OSError):  # where nothing is left
+        target.outbox_folder(run_id).rmdir()
 
 
 def _end(target: Target, run_id: str, box: Outbox, status: str, tags: Mapping[str, str] | None = None) -> None:

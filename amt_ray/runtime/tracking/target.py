@@ -1,5 +1,6 @@
 """Where runs are written."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +54,17 @@ class Target:
                 one still lives, the new outbox gets a folder beside.
         """
         address = Address(self.uri, run_id, RETRAINED, VOLATILE)
-        for number in range(1, 1000):
-            name = writer if number == 1 else f"{writer}-{number}"
+        folder = self.outbox_folder(run_id)
+        for number in itertools.count(1):
             try:
-                return Outbox(self.outbox_folder(run_id) / name, address)
+                return Outbox(folder / (writer if number == 1 else f"{writer}-{number}"), address)
             except HeldError:
                 continue
-        raise RuntimeError(f"a run must have fewer than 1000 living writers, got more for {run_id}.")
+            except OSError:  # not every node can write to the driver's folder
+                if folder == Target(self.uri, self.experiment_id).outbox_folder(run_id):
+                    raise
+                folder = Target(self.uri, self.experiment_id).outbox_folder(run_id)
+        raise AssertionError
 
 
 def prepare(experiment: Experiment) -> Target:

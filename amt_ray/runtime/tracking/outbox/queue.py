@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class DiskQueue:
         entries = [Entry(*line) for line in _whole_lines(folder / QUEUE)]
         self._file = os.open(folder / QUEUE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end, self._warned = os.fstat(self._file).st_size, False
-        self.next_seq = max((entry.seq for entry in entries), default=-1) + 1
+        self.next_seq = max([*done, *(entry.seq for entry in entries)], default=-1) + 1
         self.left = [entry for entry in entries if entry.seq not in done]
 
     def append(self, kind: str, body: dict[str, Any], time_ms: int) -> Entry:
@@ -81,28 +82,40 @@ class DiskQueue:
         line = json.dumps([self.next_seq, kind, time_ms, body], separators=(",", ":")).encode() + b"\n"
         entry = Entry(self.next_seq, kind, time_ms, body, len(line))
         self.next_seq += 1
+        with self._surviving():
+            try:
+                if os.write(self._file, line) != len(line):
+                    raise OSError("there was room for a part of a line")
+                self._end += len(line)
+            except OSError:
+                os.ftruncate(self._file, self._end)
+                raise
+        return entry
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """A disk that is full or gone costs durability only: entries are sent from memory."""
         try:
-            if os.write(self._file, line) != len(line):
-                raise OSError("the disk took a part of the line")
-            self._end += len(line)
+            yield
         except OSError as error:
-            os.ftruncate(self._file, self._end)
             if not self._warned:
                 self._warned = True
                 log.warning("The outbox %s cannot be written, entries stay in memory (%s).", self.folder, error)
-        return entry
 
     def sync(self) -> None:
         """Force the lines to the disk."""
-        os.fsync(self._file)
+        with self._surviving():
+            os.fsync(self._file)
 
     def acknowledge(self, entries: Iterable[Entry]) -> None:
         """Note that these need not be sent again."""
-        _append(self.folder / ACKED, [entry.seq for entry in entries])
+        with self._surviving():
+            _append(self.folder / ACKED, [entry.seq for entry in entries])
 
     def refuse(self, entry: Entry, reason: str) -> None:
         """Keep an entry that MLflow will never take."""
-        _append(self.folder / REFUSED, {**entry.__dict__, "reason": reason})
+        with self._surviving():
+            _append(self.folder / REFUSED, {**asdict(entry), "reason": reason})
 
     def close(self, empty: bool) -> None:
         """Give the folder up; nothing of it stays if all was delivered."""

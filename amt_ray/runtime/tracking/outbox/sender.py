@@ -99,13 +99,14 @@ class Sender:
 
     def _status(self, status: str, unless: set[str], time_ms: int) -> None:
         """Set the status as of ``time_ms``; what has happened to the run since then is left alone."""
-        if status == "RUNNING":
-            self.client.update_run(self.run_id, status=status)
-            self.client.set_tag(self.run_id, RUNNING_SINCE, str(time_ms))
-            return
         run = self.client.get_run(self.run_id)
-        since = int(run.data.tags.get(RUNNING_SINCE, 0))
-        if run.info.status not in unless and time_ms >= max(run.info.end_time or 0, since):
+        since, ended = int(run.data.tags.get(RUNNING_SINCE, 0)), run.info.end_time or 0
+        if time_ms < (since if run.info.status == "RUNNING" else ended) or run.info.status in unless:
+            return
+        if status == "RUNNING":
+            self.client.set_tag(self.run_id, RUNNING_SINCE, str(time_ms))
+            self.client.update_run(self.run_id, status=status)
+        else:
             self.client.set_terminated(self.run_id, status, end_time=time_ms)
 
     def refuses(self, error: Exception) -> bool:
