@@ -17,11 +17,13 @@ from amt_ray.runtime.tracking.outbox import Outbox, deliver
 from amt_ray.runtime.tracking.reporter import MlflowReporter
 from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
 from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status
+from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target, prepare, tracking_uri
 
 __all__ = [
     "MlflowReporter",
     "Outbox",
+    "SystemMetrics",
     "Target",
     "child_run",
     "dataset_inputs",

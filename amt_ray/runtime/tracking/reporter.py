@@ -7,7 +7,7 @@ from typing import Any
 from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target
 
-CLOSE_S = 30.0
+CLOSE_S = 10.0
 
 
 class MlflowReporter:
