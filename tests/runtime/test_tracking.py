@@ -324,6 +324,13 @@ def test_reporter__settings_that_change_become_metrics_and_tags_and_leave_the_pa
     assert "hp/data.flip" not in run.data.metrics
 
 
+DELIVERS = """
+    import pathlib, sys
+    from amt_ray.runtime import tracking
+    print(sum(tracking.deliver(pathlib.Path(sys.argv[1])).values()))
+"""
+
+
 def server_target(server, folder):
     client = MlflowClient(server.uri)
     found = client.get_experiment_by_name("tests")
@@ -374,8 +381,7 @@ def test_server__gone_for_good_leaves_all_on_disk_and_another_process_delivers_i
     assert "11 entries of run" in caplog.text and str(report.outbox.folder) in caplog.text
     server.start()
     assert run_of(target, run_id).info.status == "RUNNING" and steps(target, run_id, "train/loss") == []
-    deliver = "import sys, pathlib; from amt_ray.runtime import tracking; print(sum(tracking.deliver(pathlib.Path(sys.argv[1])).values()))"
-    process = python(deliver, target.outboxes)
+    process = python(DELIVERS, target.outboxes)
     assert process.communicate()[0].strip() == "0"
     assert points(target, run_id, "train/loss") == [(epoch, 1 / epoch) for epoch in range(1, 11)]
     assert run_of(target, run_id).info.status == "FINISHED"

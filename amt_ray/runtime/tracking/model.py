@@ -1,6 +1,7 @@
 """The encoder as an MLflow model: ``mlflow.pytorch.load_model("models:/name@alias")`` embeds images."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.export import encoder_state
 from amt_ray.runtime.tracking.target import Target
+
+with warnings.catch_warnings():  # about type hints of MLflow's own
+    warnings.simplefilter("ignore", UserWarning)
+    import mlflow.pyfunc
 
 MODEL_TAG = "amt_ray.model_id"
 EXAMPLE_IMAGES = 2  # with one, the exported graph would take batches of one only
