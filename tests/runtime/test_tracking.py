@@ -363,9 +363,7 @@ def test_server__away_for_a_while_gets_every_step_once_in_order(server, tmp_path
     assert Path(target.client.download_artifacts(run_id, "figures/late.txt")).read_bytes() == b"late"
 
 
-def test_server__gone_for_good_leaves_all_on_disk_and_another_process_delivers_it(
-    server, tmp_path, monkeypatch, caplog
-):
+def test_server__gone_for_good_leaves_all_on_disk_for_another_process_to_deliver(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setattr("amt_ray.runtime.tracking.status.CLOSE_S", 0.5)
     target = server_target(server, tmp_path)
@@ -389,13 +387,14 @@ def test_server__gone_for_good_leaves_all_on_disk_and_another_process_delivers_i
     assert tracking.deliver(Path(target.outboxes)) == {}
 
 
-def test_server__serves_a_registered_encoder(server, tmp_path, monkeypatch):
+def test_server__serves_a_registered_encoder(server, tmp_path, globally):
     target = server_target(server, tmp_path)
     run_id = target.client.create_run(target.experiment_id).info.run_id
     model = tiny_mae()
     log_encoder(target, run_id, model, (0.5,) * 3, (0.2,) * 3)
     assert register(target, run_id, "served", "best") == register(target, run_id, "served", "best") == "1"
-    loaded = load(target, "models:/served@best", monkeypatch)
+    globally(target.uri)
+    loaded = mlflow.pytorch.load_model("models:/served@best")
     images = torch.randn(3, 3, 16, 16)
     assert torch.allclose(loaded(images), model.features(images), atol=1e-6)
 
@@ -633,23 +632,23 @@ def tiny_mae():
     return MAE(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, **decoder).eval()
 
 
-def load(target, uri, monkeypatch):
+@pytest.fixture
+def globally():
+    """What a user does who loads a model: set MLflow's address for the process."""
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(target.uri)
-    try:
-        return mlflow.pytorch.load_model(uri)
-    finally:
-        mlflow.set_tracking_uri(before)
+    yield mlflow.set_tracking_uri
+    mlflow.set_tracking_uri(before)
 
 
-def test_model__loads_by_its_alias_and_embeds_batches_of_any_size(target, run_id, monkeypatch):
+def test_model__loads_by_its_alias_and_embeds_batches_of_any_size(target, run_id, globally):
     model = tiny_mae()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     model_id = log_encoder(target, run_id, model, (0.5,) * 3, (0.2,) * 3, step=4, about={"name": "tiny"})
     assert register(target, run_id, "encoder", "best") == "1"
-    loaded = load(target, "models:/encoder@best", monkeypatch)
+    globally(target.uri)
+    loaded = mlflow.pytorch.load_model("models:/encoder@best")
     for count in (1, 2, 5):
         images = torch.randn(count, 3, 16, 16)
         features = loaded(images)
@@ -677,7 +676,7 @@ def test_model__registered_again_changes_nothing_and_a_better_run_takes_the_alia
     assert target.client.get_model_version_by_alias("moving", "best").run_id == other
 
 
-def test_model__of_an_encoder_with_relative_positions_is_that_of_the_encoder(target, run_id, monkeypatch):
+def test_model__of_an_encoder_with_relative_positions_is_that_of_the_encoder(target, run_id, globally):
     from amt_ray.core.encoder import Encoder
 
     encoder = Encoder(16, 4, 3, 16, 2, 2, positions="none", relative_positions=True, layer_scale=0.1, drop_path=0.1)
@@ -685,4 +684,5 @@ def test_model__of_an_encoder_with_relative_positions_is_that_of_the_encoder(tar
     model_id = log_encoder(target, run_id, encoder.eval(), (0.5,) * 3, (0.2,) * 3, pool="mean")
     images = torch.randn(3, 3, 16, 16)
     whole = encoder.encode(patchify(images, 4))[:, 1:].mean(dim=1)
-    assert torch.allclose(load(target, f"models:/{model_id}", monkeypatch)(images), whole, atol=1e-6)
+    globally(target.uri)
+    assert torch.allclose(mlflow.pytorch.load_model(f"models:/{model_id}")(images), whole, atol=1e-6)
