@@ -564,7 +564,7 @@ def test_run__knows_its_configuration_data_and_environment(target):
     names = {file.path for file in target.client.list_artifacts(run_id)}
     assert {"config.yaml", "environment.txt"} <= names
     listed = Path(target.client.download_artifacts(run_id, "environment.txt")).read_text().splitlines()
-    assert f"mlflow=={mlflow.__version__}" in listed and listed == sorted(listed, key=str.lower)
+    assert f"mlflow=={mlflow.__version__}" in listed and len(listed) == len(set(listed)) > 50
     used = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
     assert used.keys() == {"train", "val", "test"} and {d.name for d in used.values()} == {"digits"}
     assert len({d.digest for d in used.values()}) == 3
