@@ -158,9 +158,8 @@ def main() -> None:
             server.wait()
         rows += measure("sqlite", f"sqlite:///{folder / 'b.db'}", folder / "b", rounds, count)
     print(f"{len(KEYS)} metrics every step, {rounds} x {count} steps a variant, one thread")
-    print(
-        f"{'store':8}{'variant':9}{'step ms':>9}{'put us':>9}{'99% us':>9}{'put/step':>10}{'cpu ms':>9}{'cpu more':>10}"
-    )
+    heads = (("step ms", 9), ("put us", 9), ("99% us", 9), ("put/step", 10), ("cpu ms", 9), ("cpu more", 10))
+    print(f"{'store':8}{'variant':9}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:
         print(
             f"{row['store']:8}{row['variant']:9}{row['step_ms']:9.2f}{row['put_us']:9.1f}{row['put_p99_us']:9.1f}"

@@ -5,11 +5,13 @@ import http.server
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import mlflow
@@ -188,7 +190,7 @@ def test_outbox__a_full_disk_costs_no_metric_and_no_training(target, run_id, mon
 
 
 def test_outbox__a_line_torn_by_a_crash_is_cut_off_and_the_rest_arrives(target, run_id, tmp_path):
-    folder = left_behind(target, run_id, tmp_path, [1, 2])
+    folder = left_behind(target, run_id, tmp_path, lambda box: [box.metrics({"a": float(i)}, i) for i in (1, 2)])
     with (folder / "queue.jsonl").open("ab") as file:
         file.write(b'[2,"metrics",17')
     box = Outbox(folder)
@@ -196,13 +198,11 @@ def test_outbox__a_line_torn_by_a_crash_is_cut_off_and_the_rest_arrives(target, 
     assert box.close(60) == 0 and steps(target, run_id, "a") == [1, 2, 3]
 
 
-def left_behind(target, run_id, folder, numbers):
+def left_behind(target, run_id, folder, fill):
     """An outbox whose entries were never sent, since nobody answered at its address, then told the right one."""
-    address = Address("http://127.0.0.1:9", run_id)
-    box = Outbox(folder / "left", address, retry_s=(0.01, 0.01))
-    for step in numbers:
-        box.metrics({"a": float(step)}, step)
-    assert box.close(0) == len(numbers)
+    box = Outbox(folder / "left", Address("http://127.0.0.1:9", run_id), retry_s=(0.01, 0.01))
+    fill(box)
+    assert box.close(0) > 0
     told = json.loads((box.folder / "outbox.json").read_text())
     (box.folder / "outbox.json").write_text(json.dumps({**told, "uri": target.uri}))
     return box.folder
@@ -531,14 +531,29 @@ def test_status__of_a_process_that_is_ended(target, run_id, how, number, status)
     assert steps(target, run_id, "train/loss") == [1]
 
 
-def test_status__a_late_word_of_an_earlier_process_changes_nothing(target, run_id):
-    old = Outbox(target.outbox_folder(run_id) / "old", Address(target.uri, run_id), gather_s=60)
-    old.status("RUNNING")
-    old.status("KILLED")
-    tracking.finish(target, run_id, "FINISHED")  # resumed elsewhere and ended, before the old word gets through
+def test_status__a_late_word_of_an_earlier_process_changes_nothing(target, run_id, tmp_path):
+    def stopped(box):
+        box.status("RUNNING")
+        box.status("KILLED")
+
+    folder = left_behind(target, run_id, tmp_path, stopped)
+    time.sleep(0.01)
+    with tracking.run_status(target, run_id) as box:  # resumed elsewhere, before the old word gets through
+        box.flush(60)
+        shutil.copytree(folder, tmp_path / "again")
+        assert tracking.deliver(folder) == {folder: 0}
+        assert run_of(target, run_id).info.status == "RUNNING"
+    assert tracking.deliver(tmp_path / "again") == {tmp_path / "again": 0}
     assert run_of(target, run_id).info.status == "FINISHED"
-    assert old.close(60) == 0
-    assert run_of(target, run_id).info.status == "FINISHED"
+
+
+def test_status__left_behind_is_delivered_as_of_its_time(target, run_id, tmp_path):
+    folder = left_behind(target, run_id, tmp_path, lambda box: box.status("KILLED"))
+    time.sleep(0.05)
+    told_ms = int(1000 * time.time())
+    assert tracking.deliver(folder) == {folder: 0}
+    run = run_of(target, run_id)
+    assert run.info.status == "KILLED" and run.info.end_time < told_ms
 
 
 def test_finish__leaves_an_ended_run_as_it_is_unless_it_has_finished_after_all(target, run_id):

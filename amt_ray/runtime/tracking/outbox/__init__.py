@@ -44,7 +44,7 @@ class Outbox:
     Args:
         folder: Where entries are kept; what an earlier process left there is sent first.
         address: Where they go; None for what the folder says.
-        gather_s: How long the thread waits for more before it sends.
+        gather_s: Least time from one round of sending to the next; what comes meanwhile goes together.
         retry_s: Shortest and longest pause after a failure, which doubles from one to the other.
 
     Raises:
@@ -56,7 +56,7 @@ class Outbox:
         self,
         folder: Path,
         address: Address | None = None,
-        gather_s: float = 0.5,
+        gather_s: float = 1.0,
         retry_s: tuple[float, float] = (1.0, 60.0),
     ) -> None:
         self.queue = DiskQueue(folder, address)
@@ -152,7 +152,7 @@ class Outbox:
     def _work(self) -> None:
         """The thread: send, or wait for something to send."""
         sender: Sender | None = None
-        failures = 0
+        failures, sent = 0, 0.0
         while True:
             with self._changed:
                 if failures:
@@ -162,9 +162,11 @@ class Outbox:
                         self._changed.wait_for(lambda: self._stop, min(pause, 0.2))
                 else:
                     self._changed.wait_for(lambda: self._stop or self.left)
-                    self._changed.wait_for(lambda: self._stop or self._hurry, self.gather_s)
+                    left_s = sent + self.gather_s - time.monotonic()
+                    self._changed.wait_for(lambda: self._stop or self._hurry, max(0.0, left_s))
                 if self._stop:
                     break
+            sent = time.monotonic()
             try:
                 self.queue.sync()
                 if not answers(self.queue.address.uri):
