@@ -25,7 +25,7 @@ from amt_ray.runtime import tracking
 from amt_ray.runtime.tracking import environment
 from amt_ray.runtime.tracking.model import log_encoder, register
 from amt_ray.runtime.tracking.outbox import Address, HeldError, Outbox
-from amt_ray.runtime.tracking.outbox.queue import Entry
+from amt_ray.runtime.tracking.outbox.queue import DiskQueue, Entry
 from amt_ray.runtime.tracking.outbox.sender import BYTES_A_CALL, Sender, answers, first
 from tests.runtime.tracking_server import Server
 from tests.tiny import tiny
@@ -193,9 +193,10 @@ def test_outbox__a_line_torn_by_a_crash_is_cut_off_and_the_rest_arrives(target, 
     folder = left_behind(target, run_id, tmp_path, lambda box: [box.metrics({"a": float(i)}, i) for i in (1, 2)])
     with (folder / "queue.jsonl").open("ab") as file:
         file.write(b'[2,"metrics",17')
-    box = Outbox(folder)
-    box.metrics({"a": 3.0}, 3)
-    assert box.close(60) == 0 and steps(target, run_id, "a") == [1, 2, 3]
+    queue = DiskQueue(folder)
+    queue.append("metrics", {"step": 3, "values": {"a": 3.0}}, 1)
+    queue.close(empty=False)
+    assert tracking.deliver(folder) == {folder: 0} and steps(target, run_id, "a") == [1, 2, 3]
 
 
 def left_behind(target, run_id, folder, fill):
@@ -265,18 +266,19 @@ def test_outbox__a_crash_between_sending_and_noting_it_doubles_and_loses_nothing
 
 
 def test_outbox__a_call_whose_answer_was_lost_is_looked_up_before_it_is_made_again(target, run_id, monkeypatch):
-    log_batch, lost = MlflowClient.log_batch, []
+    log_batch, sent = MlflowClient.log_batch, []
 
     def answerless(self, *arguments, **named):
+        first = not sent
+        sent.extend((metric.key, metric.step) for metric in named["metrics"])
         log_batch(self, *arguments, **named)
-        if not lost:
-            lost.append(named["metrics"])
+        if first:
             raise ConnectionResetError("no answer")
 
     monkeypatch.setattr(MlflowClient, "log_batch", answerless)
     with reporter(target, run_id) as report:
         epochs(report, range(1, 6))
-    assert lost and steps(target, run_id, "train/loss") == [1, 2, 3, 4, 5]
+    assert len(sent) == len(set(sent)) == 10 and steps(target, run_id, "train/loss") == [1, 2, 3, 4, 5]
 
 
 def test_reporter__epochs_trained_again_are_there_once_and_noted_where_they_differ(target, run_id):
