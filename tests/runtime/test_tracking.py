@@ -194,7 +194,7 @@ def test_outbox__a_line_torn_by_a_crash_is_cut_off_and_the_rest_arrives(target, 
     with (folder / "queue.jsonl").open("ab") as file:
         file.write(b'[2,"metrics",17')
     queue = DiskQueue(folder)
-    queue.append("metrics", {"step": 3, "values": {"a": 3.0}}, 1)
+    queue.append("metrics", {"step": 3, "values": {"a": 3.0}}, int(1000 * time.time()))
     queue.close(empty=False)
     assert tracking.deliver(folder) == {folder: 0} and steps(target, run_id, "a") == [1, 2, 3]
 
