@@ -23,6 +23,9 @@ ExperimentFile = Annotated[Path | None, typer.Argument(help="Experiment YAML.", 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, over the file; may be repeated.")]
 Resume = Annotated[str | None, typer.Option("--resume", help="MLflow id of an interrupted run to go on with.")]
 
+RunId = Annotated[str | None, typer.Option("--run", help="MLflow id of a finished run.")]
+CheckpointPath = Annotated[Path | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder.")]
+
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
@@ -71,6 +74,38 @@ def compare(
 
 
 @app.command()
+def visualize(
+    experiment: ExperimentFile = None,
+    run: RunId = None,
+    checkpoint: CheckpointPath = None,
+    images: Annotated[str | None, typer.Option(help="Indices of images, as 3,14,15. Default: held-out ones.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for visual.png and visual.html.")] = Path("visual"),
+    set_: Overrides = None,
+) -> None:
+    """Draw image, scores of every layer, plan and reconstruction, as a PNG and a page."""
+    from amt_ray.runtime.trained import find
+    from amt_ray.runtime.visualize import visualize
+
+    for path in visualize(find(run, checkpoint, experiment, set_ or ()), _indices(images), out):
+        console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    experiment: ExperimentFile = None,
+    run: RunId = None,
+    checkpoint: CheckpointPath = None,
+    format: Annotated[str, typer.Option(help="timm, mae or safetensors.")] = "safetensors",
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("encoder.safetensors"),
+    set_: Overrides = None,
+) -> None:
+    """Write a trained model's weights for use elsewhere."""
+    from amt_ray.runtime.trained import export, find
+
+    console.print(export(find(run, checkpoint, experiment, set_ or ()), format, out), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def validate(experiment: ExperimentFile = None, set_: Overrides = None) -> None:
     """Print the resolved configuration with every default; starts nothing."""
     wanted = _load(experiment, set_)
@@ -109,6 +144,13 @@ def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
+
+
+def _indices(text: str | None) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(f"--images must be indices with commas between, got {text}.") from None
 
 
 def _say_where(experiment: Experiment | None) -> None:

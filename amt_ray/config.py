@@ -34,13 +34,18 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Images. ``store_px`` is the size at which they are kept decoded (default: ``image_size``)."""
+    """Images. ``store_px`` is the size at which they are kept decoded (default: ``image_size``).
+
+    ``options`` are further arguments of the data set. ``on_broken: skip`` leaves out files that cannot be read.
+    """
 
     name: str = "digits"
     root: str | None = None
+    options: dict[str, Any] = {}
     image_size: int | tuple[int, int] = 32
     store_px: int | tuple[int, int] | None = None
     cache_dir: str | None = None
+    on_broken: Literal["fail", "skip"] = "fail"
     val_fraction: float = Field(0.1, ge=0.0, lt=1.0)
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -75,13 +80,17 @@ class DecoderSizes(Section):
 
 
 class Model(Section):
-    """Method, encoder and decoder. ``options`` are further arguments of the method."""
+    """Method, encoder and decoder. ``options`` are further arguments of the method.
+
+    ``checkpoint`` is a weights file to start from: a run's, the public MAE's, timm's.
+    """
 
     method: str = "mae"
     patch_size: int = Field(4, ge=1)
     encoder: EncoderSizes = EncoderSizes()
     decoder: DecoderSizes = DecoderSizes()
     norm_pix_loss: bool = False
+    checkpoint: str | None = None
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -342,7 +351,9 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
-        plugins.load("datasets", self.data.name)
+        dataset = plugins.load("datasets", self.data.name)
+        known = [key for key in inspect.signature(dataset).parameters if key != "root"]
+        _check_options("data", self.data.name, self.data.options, known)
         patch_grid(self.image_size, self.model.patch_size)
         if self.attention.layers != ROLLOUT:
             resolve_layers(self.attention.layers, self.model.encoder.depth)  # type: ignore[arg-type]
@@ -452,12 +463,39 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: With one line that says what is wrong.
     """
     tree = _read_tree(path, ())
+    _set_all(tree, overrides)
+    return experiment_from(_located(experiment_from(tree).model_dump(mode="json", exclude_unset=True)))
+
+
+def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """A known experiment with ``key.path=value`` over it.
+
+    Raises:
+        ConfigError: With one line that says what is wrong.
+    """
+    tree = experiment.model_dump(mode="json")
+    _set_all(tree, overrides)
+    return experiment_from(_located(tree))
+
+
+def _set_all(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set must be key.path=value, got {item!r}.")
         set_dotted(tree, key.strip(), _parse(value, f"--set {key}"))
-    return experiment_from(tree)
+
+
+def _located(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with paths that mean the same in a worker, which runs in another folder."""
+    data = tree.setdefault("data", {})
+    if data.get("root") is None and Path("data").is_dir():
+        data["root"] = "data"  # where the data sets look by default
+    for section, key in (("data", "root"), ("data", "cache_dir"), ("model", "checkpoint")):
+        path = tree.get(section, {}).get(key)
+        if path and "://" not in path:
+            tree[section][key] = str(Path(path).expanduser().absolute())
+    return tree
 
 
 def experiment_from(tree: Mapping[str, Any]) -> Experiment:

@@ -1,7 +1,7 @@
 """The vision transformer's encoder: timm's blocks, running on any subset of an image's tokens."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         super().__init__()
         if positions not in ("sincos", "learned", "none"):
             raise ValueError(f"positions must be one of sincos, learned, none, got {positions!r}.")
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "img_size": pair(img_size), "patch_size": patch_size, "in_chans": in_chans, "embed_dim": embed_dim,
             "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "positions": positions,
             "relative_positions": relative_positions, "layer_scale": layer_scale,

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from amt_ray.core.checkpoint import FORMAT
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.weight_file import mlp_ratio
-from amt_ray.core.weights import NOT_ENCODER
+from amt_ray.core.weights import encoder_part
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = {"timm": (*TORCH_SUFFIXES, ".safetensors"), "mae": TORCH_SUFFIXES, "safetensors": (".safetensors",)}
@@ -30,16 +29,7 @@ _DECODER_PARTS = {"mask_token", *(f"decoder_{part}" for part in ("pos_embed", "e
 
 def describe(encoder: Encoder) -> dict[str, Any]:
     """The arguments of `Encoder` that build this one again, as JSON values; kept in files as ``encoder``."""
-    block: Any = encoder.blocks[0]
-    return {
-        "img_size": [side * encoder.patch_size for side in encoder.grid],
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.patch_embed.proj.weight.shape[1],
-        "embed_dim": encoder.embed_dim,
-        "depth": encoder.depth,
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": mlp_ratio(block.mlp.fc1.out_features, encoder.embed_dim),
-    }
+    return {**encoder.sizes, "img_size": list(encoder.sizes["img_size"])}
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,7 +39,7 @@ def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encoder_state(encoder: Encoder) -> dict[str, Tensor]:
     """The encoder's part of a method's state dict, copied to the CPU."""
-    return _own({name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(NOT_ENCODER)})
+    return _own(encoder_part(encoder.state_dict()))
 
 
 def to_timm(encoder: Encoder, num_classes: int = 1000) -> dict[str, Tensor]:

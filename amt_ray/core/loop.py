@@ -30,6 +30,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROGRESS_EVERY_S = 2.0
 
 Evaluation = Callable[[Encoder, bool], Mapping[str, float]]
+AtRefresh = Callable[[Encoder], Mapping[str, float]]
 
 
 class NotFiniteError(RuntimeError):
@@ -235,7 +236,7 @@ class Pretraining:
         reporter: Reporter,
         checkpoints: Checkpoints,
         evaluate: Evaluation | None = None,
-        at_refresh: Callable[[Encoder], Mapping[str, float]] | None = None,
+        at_refresh: AtRefresh | None = None,
         picture: Callable[[], bytes] | None = None,
     ) -> None:
         """Train what is left of the schedule, from the newest checkpoint if there is one.

@@ -4,11 +4,10 @@ import io
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from amt_ray.core.attention import Scoring
+from amt_ray.core.attention import Scoring, score_maps
 from amt_ray.core.geometry import crop_scores, whole_images
 from amt_ray.core.images import ImageArray
 from amt_ray.core.masking import MaskingStrategy
@@ -34,7 +33,8 @@ class Preview(NamedTuple):
 
     Attributes:
         images: [B, 3, Y, X].
-        scores: [B, G, W].
+        scores: [B, G, W], what the plan was drawn from.
+        layers: [B, K, G, W], the scores of every layer, or None where they were not asked for.
         plan: The plan of each image.
         reconstruction: [B, 3, Y, X], visible patches as they are, masked ones predicted, thrown ones grey; None where
             the method predicts no pixels.
@@ -42,13 +42,25 @@ class Preview(NamedTuple):
 
     images: Tensor
     scores: Tensor
+    layers: Tensor | None
     plan: PatchPlan
     reconstruction: Tensor | None
 
 
 @torch.no_grad()
-def preview(model: Method, images: ImageArray, index_B: Tensor, plans: PlanOf, seed: int) -> Preview:
-    """Score, plan and reconstruct whole images with the model as it is (its mode is restored)."""
+def preview(
+    model: Method, images: ImageArray, index_B: Tensor, plans: PlanOf, seed: int, every_layer: bool = False
+) -> Preview:
+    """Score, plan and reconstruct whole images with the model as it is (its mode is restored).
+
+    Args:
+        model: A method.
+        images: The data set.
+        index_B: Which of its images.
+        plans: How plans are made.
+        seed: Of the plans.
+        every_layer: Whether each layer's scores are wanted as well.
+    """
     was_training = model.training
     model.eval()
     device = model.cls_token.device
@@ -60,8 +72,15 @@ def preview(model: Method, images: ImageArray, index_B: Tensor, plans: PlanOf, s
     scores_BU = crop_scores(scores_BGW, whole_images(len(batch), device), units).flatten(1)
     plan = plans.strategy(scores_BU, noise_BN=noise_BU).expand(model.grid, plans.unit)
     pred_BMP = model.reconstruction(model(batch, plan).pred, batch, plan)
+    layers = score_maps(model, batch, range(model.depth), plans.scoring.heads) if every_layer else None
     model.train(was_training)
-    return Preview(images.denormalise(batch), scores_BGW, plan, _filled(images, batch, plan, pred_BMP, model))
+    return Preview(
+        images.denormalise(batch),
+        scores_BGW,
+        None if layers is None else layers.unflatten(2, model.grid),
+        plan,
+        _filled(images, batch, plan, pred_BMP, model),
+    )
 
 
 def _filled(
@@ -84,42 +103,78 @@ def _enlarged(cells_BN: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
     return by_row.repeat_interleave(like.shape[3] // columns, dim=3)
 
 
-def montage(shown: Preview) -> bytes:
-    """The preview as a PNG: one column an image, one labelled row a step."""
-    images, scores, plan = shown.images.cpu(), shown.scores.cpu(), shown.plan
-    grid = (scores.shape[1], scores.shape[2])
-    kinds = _enlarged(plan.kinds().cpu(), grid, images)
-    coloured = images.clone()
+class Strip(NamedTuple):
+    """One step of the method, drawn for every image.
+
+    Attributes:
+        label: What is shown.
+        note: How to read it.
+        tiles: [B, 3, Y, X] in [0, 1].
+    """
+
+    label: str
+    note: str
+    tiles: Tensor
+
+
+def strips(shown: Preview) -> list[Strip]:
+    """The preview step by step: image, scores (of every layer where known), plan, reconstruction."""
+    images, plan = shown.images.cpu(), shown.plan
+    found = [Strip("image", "", images)]
+    if shown.layers is not None:
+        for layer, scores in enumerate(shown.layers.cpu().unbind(1)):
+            found.append(Strip(f"layer {layer}", "black low, yellow high" if not layer else "", _heat(scores, images)))
+    note = "what the plan is drawn from" if shown.layers is not None else "black low, yellow high"
+    found.append(Strip("attention scores", note, _heat(shown.scores.cpu(), images)))
+    counts = f"masked {plan.masked.shape[1]} (orange)\nthrown {plan.thrown.shape[1]} (dark)"
+    found.append(Strip("plan", f"visible {plan.visible.shape[1]}\n{counts}", _coloured(shown)))
+    if shown.reconstruction is not None:
+        found.append(
+            Strip("reconstruction", "masked are predicted,\nthrown are grey", shown.reconstruction.float().cpu())
+        )
+    return found
+
+
+def _coloured(shown: Preview) -> Tensor:
+    images = shown.images.cpu()
+    kinds = _enlarged(shown.plan.kinds().cpu(), (shown.scores.shape[1], shown.scores.shape[2]), images)
     for kind, colour, strength in ((MASKED, MASKED_COLOUR, 0.75), (THROWN, THROWN_COLOUR, 0.92)):
         tint = torch.tensor(colour).view(1, 3, 1, 1)
-        coloured = torch.where(kinds == kind, images * (1 - strength) + tint * strength, coloured)
-    low, high = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
-    heat = _heat(_enlarged(((scores - low) / (high - low).clamp_min(1e-6)).flatten(1), grid, images))
-    counts = (
-        f"visible {plan.visible.shape[1]}\nmasked {plan.masked.shape[1]} (orange)\nthrown {plan.thrown.shape[1]} (dark)"
-    )
-    rows = [
-        ("image", images),
-        ("attention scores\nblack low, yellow high", heat),
-        (f"plan\n{counts}", coloured),
-    ]
-    if shown.reconstruction is not None:
-        rows.append(("reconstruction\nmasked are predicted,\nthrown are grey", shown.reconstruction.cpu()))
-    width = LABEL_PX + len(images) * (TILE_PX + GAP_PX)
-    canvas = Image.new("RGB", (width, len(rows) * (TILE_PX + GAP_PX) + GAP_PX), "white")
+        images = torch.where(kinds == kind, images * (1 - strength) + tint * strength, images)
+    return images
+
+
+def pixels(tile: Tensor, side: int = TILE_PX) -> Image.Image:
+    """A tile [3, Y, X] as a picture whose longer side is about ``side`` pixels, its pixels enlarged whole."""
+    scale = max(1, round(side / max(tile.shape[1:])))
+    values = (tile.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    picture = Image.fromarray(values.numpy())
+    if max(tile.shape[1:]) > side:
+        picture.thumbnail((side, side))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def montage(shown: Preview) -> bytes:
+    """The preview as a PNG: one column an image, one labelled row a step."""
+    rows = [(strip, [pixels(tile) for tile in strip.tiles]) for strip in strips(shown)]
+    across, down = (max(getattr(picture, side) for _, row in rows for picture in row) for side in ("width", "height"))
+    width = LABEL_PX + len(shown.images) * (across + GAP_PX)
+    canvas = Image.new("RGB", (width, len(rows) * (down + GAP_PX) + GAP_PX), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
-    for r, (label, tiles) in enumerate(rows):
-        top = GAP_PX + r * (TILE_PX + GAP_PX)
-        draw.multiline_text((GAP_PX, top + 4), label, fill="black", font=font, spacing=5)
-        for c, tile in enumerate(F.interpolate(tiles.float(), size=(TILE_PX, TILE_PX), mode="nearest")):
-            pixels = (tile.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            canvas.paste(Image.fromarray(pixels), (LABEL_PX + c * (TILE_PX + GAP_PX), top))
+    for r, (strip, row) in enumerate(rows):
+        top = GAP_PX + r * (down + GAP_PX)
+        draw.multiline_text((GAP_PX, top + 4), f"{strip.label}\n{strip.note}", fill="black", font=font, spacing=5)
+        for c, picture in enumerate(row):
+            canvas.paste(picture, (LABEL_PX + c * (across + GAP_PX), top))
     stream = io.BytesIO()
     canvas.save(stream, "PNG")
     return stream.getvalue()
 
 
-def _heat(shares: Tensor) -> Tensor:
-    """Black, red, yellow for 0, 1/2, 1: brightness rises all the way."""
+def _heat(scores_BGW: Tensor, like: Tensor) -> Tensor:
+    """Black, red, yellow for an image's lowest, middle and highest score: brightness rises all the way."""
+    low, high = scores_BGW.amin((1, 2), keepdim=True), scores_BGW.amax((1, 2), keepdim=True)
+    grid = (scores_BGW.shape[1], scores_BGW.shape[2])
+    shares = _enlarged(((scores_BGW - low) / (high - low).clamp_min(1e-6)).flatten(1), grid, like)
     return torch.cat([(2 * shares).clamp(0, 1), (2 * shares - 1).clamp(0, 1), torch.zeros_like(shares)], dim=1)

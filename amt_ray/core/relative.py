@@ -1,6 +1,7 @@
 """Relative position bias: a learned number a head for each offset between two patches."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -37,3 +38,27 @@ class RelativePositions(nn.Module):
         tokens_BL = torch.cat([torch.zeros_like(index_BK[:, :1]), index_BK + 1], dim=1)
         offsets_BLL = index_LL[tokens_BL.unsqueeze(2), tokens_BL.unsqueeze(1)]
         return self.relative_position_bias_table[offsets_BLL].permute(0, 3, 1, 2)
+
+
+def resized_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """The bias table of another patch grid: bicubic over the offsets, the entries of [CLS] kept.
+
+    Args:
+        table: [(2 rows - 1)(2 columns - 1) + 3, H] of the old grid.
+        old_grid: Rows and columns that the table is of.
+        new_grid: Rows and columns wanted.
+
+    Raises:
+        ValueError: If the table is not of ``old_grid``.
+    """
+    if old_grid == new_grid:
+        return table
+    old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old_grid, new_grid))
+    if len(table) != old[0] * old[1] + 3:
+        raise ValueError(
+            f"a table of relative positions must have {old[0] * old[1] + 3} entries for {old_grid[0]} x {old_grid[1]} "
+            f"patches, got {len(table)}."
+        )
+    offsets = table[:-3].T.reshape(1, -1, *old).float()
+    resized = F.interpolate(offsets, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([resized.flatten(2)[0].T.to(table.dtype), table[-3:]])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -18,6 +18,7 @@ from amt_ray.core.checkpoint import WEIGHTS
 from amt_ray.core.tokens import pair, patch_grid
 
 HEAD_WIDTH = 64
+RELATIVE_TABLE = "rel_pos_bias.relative_position_bias_table"
 HEADS_OF_WIDE = dict.fromkeys((1152, 1280, 1408, 1664), 16)  # So400m, H, g and G: their heads are not 64 wide
 
 
@@ -32,7 +33,10 @@ class EncoderSizes:
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over D.
-        num_patches: N, the patches that have a position.
+        num_patches: N, the patches that have a position; None where none has one of its own.
+        positions: ``sincos`` for any absolute positions that nothing tells to be learned, ``none`` without.
+        relative_positions: Whether there is a relative position bias.
+        layer_scale: Whether there is a layer scale, as its (meaningless) initial value, or None.
     """
 
     patch_size: int
@@ -41,7 +45,10 @@ class EncoderSizes:
     depth: int
     num_heads: int
     mlp_ratio: float
-    num_patches: int
+    num_patches: int | None
+    positions: Literal["sincos", "learned", "none"] = "sincos"
+    relative_positions: bool = False
+    layer_scale: float | None = None
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -116,19 +123,32 @@ def sizes_of(
     Raises:
         ValueError: If the tensors are not a plain ViT's, or if the heads have to be told.
     """
-    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+    relative = RELATIVE_TABLE in state
+    needed = {"patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    if not relative or "pos_embed" in state:
+        needed["pos_embed"] = 3
     if missing := [name for name, axes in needed.items() if name not in state or state[name].ndim != axes]:
         raise ValueError(f"weights must be a plain vision transformer's, there is no such {some(missing)}.")
-    projection, positions_1LD, expand = (state[name] for name in needed)
-    D, C, patch_rows, patch_columns = projection.shape
+    D, C, patch_rows, patch_columns = state["patch_embed.proj.weight"].shape
     if patch_rows != patch_columns:
         raise ValueError(f"patches must be square, got {patch_rows} x {patch_columns}.")
-    heads = num_heads or _told(about or {}).get("num_heads") or HEADS_OF_WIDE.get(D)
+    told = _told(about or {})
+    heads = num_heads or (state[RELATIVE_TABLE].shape[1] if relative else told.get("num_heads")) or HEADS_OF_WIDE.get(D)
     if heads is None and D % HEAD_WIDTH:
         raise ValueError(f"num_heads must be given where the width is no multiple of {HEAD_WIDTH}, got width {D}.")
-    depth = 1 + max(int(found[1]) for found in map(re.compile(r"blocks\.(\d+)\.").match, state) if found)
-    heads, ratio = heads or D // HEAD_WIDTH, mlp_ratio(len(expand), D)
-    return EncoderSizes(patch_rows, C, D, depth, heads, ratio, positions_1LD.shape[1] - 1)
+    absolute = "pos_embed" in state
+    return EncoderSizes(
+        patch_size=patch_rows,
+        in_chans=C,
+        embed_dim=D,
+        depth=1 + max(int(found[1]) for found in map(re.compile(r"blocks\.(\d+)\.").match, state) if found),
+        num_heads=heads or D // HEAD_WIDTH,
+        mlp_ratio=mlp_ratio(len(state["blocks.0.mlp.fc1.weight"]), D),
+        num_patches=state["pos_embed"].shape[1] - 1 if absolute else None,
+        positions=told.get("positions", "sincos") if absolute else "none",
+        relative_positions=relative,
+        layer_scale=told.get("layer_scale") or 1.0 if "blocks.0.ls1.gamma" in state else None,
+    )
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
@@ -148,10 +168,12 @@ def _told(about: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         if "encoder" in about or "experiment" not in about:
             told: Mapping[str, Any] = about.get("encoder", {})
-            return {name: told[name] for name in ("img_size", "patch_size", "num_heads")} if told else {}
+            needed = {name: told[name] for name in ("img_size", "patch_size", "num_heads")} if told else {}
+            return {**told, **needed}
         model, data = about["experiment"]["model"], about["experiment"]["data"]
         heads = model["encoder"]["num_heads"]
-        return {"img_size": data["image_size"], "patch_size": model["patch_size"], "num_heads": heads}
+        sizes = {"img_size": data["image_size"], "patch_size": model["patch_size"], "num_heads": heads}
+        return {**model.get("options", {}), **sizes}
     except (KeyError, TypeError) as error:
         raise ValueError(f"metadata must tell image size, patch size and heads, {error} is missing.") from error
 

@@ -7,27 +7,36 @@ embedding to the patch grid.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.relative import resized_table
 from amt_ray.core.tokens import patch_grid
-from amt_ray.core.weight_file import grid_of, read_state, shape, sizes_of, some
+from amt_ray.core.weight_file import RELATIVE_TABLE, grid_of, read_state, shape, sizes_of, some
 
 __all__ = [
     "build_encoder",
+    "encoder_part",
     "grid_of",
     "interpolate_positions",
     "load_encoder",
     "load_method",
     "read_state",
     "sizes_of",
+    "start_from",
 ]
 
-NOT_ENCODER = ("decoder", "mask_token", "head", "fc_norm")
+OWN_PARTS = re.compile(r"decoder|mask_token|\w+_pred\.|head|fc_norm")  # names of what is not the encoder's
 POSITIONS = ("pos_embed", "decoder_pos_embed")
+
+
+def encoder_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without decoder, mask token, prediction and classification heads."""
+    return {name: tensor for name, tensor in state.items() if not OWN_PARTS.match(name)}
 
 
 def interpolate_positions(pos_embed_1LD: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -82,9 +91,8 @@ def load_encoder(encoder: Encoder, state: Mapping[str, Tensor], grid: tuple[int,
     """
     if "norm.weight" not in state:
         state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
-    wanted = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(NOT_ENCODER)}
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(NOT_ENCODER)}
-    encoder.load_state_dict(_fitted(state, wanted, encoder.grid, grid), strict=False)
+    wanted = encoder_part(encoder.state_dict())
+    encoder.load_state_dict(_fitted(encoder_part(state), wanted, encoder.grid, grid), strict=False)
 
 
 def load_method(model: Encoder, state: Mapping[str, Tensor], grid: tuple[int, int] | None = None) -> None:
@@ -109,6 +117,8 @@ def _fitted(
 ) -> dict[str, Tensor]:
     """The state with its positions on the new grid, checked against the wanted names and shapes."""
     fitted = dict(state)
+    if old_grid is not None and RELATIVE_TABLE in wanted and RELATIVE_TABLE in state:
+        fitted[RELATIVE_TABLE] = resized_table(state[RELATIVE_TABLE], old_grid, new_grid)
     for name in POSITIONS:
         if name in wanted and name in state and state[name].ndim == 3 and state[name].shape[2] == wanted[name].shape[2]:
             known = old_grid or _old_grid(state[name].shape[1] - 1, new_grid)
@@ -119,7 +129,7 @@ def _fitted(
     unknown = [name for name in fitted if name not in wanted]
     found = {"shapes": shapes, "missing": missing, "unknown": unknown}
     if faults := [f"{kind}: {some(names)}" for kind, names in found.items() if names]:
-        only = missing and not wrong and all(name.startswith(NOT_ENCODER) for name in missing)
+        only = missing and not wrong and all(OWN_PARTS.match(name) for name in missing)
         hint = " The file holds an encoder only." if only else ""
         raise ValueError(f"weights must have the model's names and shapes, got {'; '.join(faults)}.{hint}")
     return fitted
@@ -140,15 +150,27 @@ def build_encoder(
     """
     state, about = read_state(path)
     sizes = sizes_of(state, about, num_heads)
-    grid = grid_of(about) or _old_grid(sizes.num_patches, patch_grid(img_size, sizes.patch_size) if img_size else None)
-    encoder = Encoder(
-        img_size or (grid[0] * sizes.patch_size, grid[1] * sizes.patch_size),
-        sizes.patch_size,
-        sizes.in_chans,
-        sizes.embed_dim,
-        sizes.depth,
-        sizes.num_heads,
-        sizes.mlp_ratio,
-    )
+    wanted_grid = patch_grid(img_size, sizes.patch_size) if img_size else None
+    grid = grid_of(about) or (wanted_grid if sizes.num_patches is None else _old_grid(sizes.num_patches, wanted_grid))
+    if grid is None:
+        raise ValueError(f"the image size must be given, {path} tells none and has no absolute positions.")
+    known = {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "num_patches"}
+    encoder = Encoder(img_size or (grid[0] * sizes.patch_size, grid[1] * sizes.patch_size), **known)
     load_encoder(encoder, state, grid)
     return encoder
+
+
+def start_from(model: Encoder, path: str | Path) -> str:
+    """Put a file's weights into a fresh method: all of it where the file has the method's own parts, else the encoder.
+
+    Returns:
+        ``method`` or ``encoder``: what was taken.
+
+    Raises:
+        ValueError: As in `read_state` and `load_encoder`.
+    """
+    state, about = read_state(path)
+    own = [name for name in model.state_dict() if OWN_PARTS.match(name)]
+    whole = all(name in state for name in own)
+    (load_method if whole else load_encoder)(model, state, grid_of(about))
+    return "method" if whole else "encoder"

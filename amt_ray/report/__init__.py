@@ -1,12 +1,11 @@
 """Reads MLflow, ranks runs and writes one self-contained page. Knows neither Ray nor torch."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from mlflow import MlflowClient
 from rich.console import Console
 
+from amt_ray.report.html import write_whole
 from amt_ray.report.masks import mask_figures
 from amt_ray.report.page import render
 from amt_ray.report.ranking import rank
@@ -49,20 +48,4 @@ def compare(
     )
     comparison = rank(source)
     print_ranking(console or Console(), comparison)
-    return _write(out, render(comparison, mask_figures(client, comparison), tracking_uri))
-
-
-def _write(out: Path, text: str) -> Path:
-    """A reader never sees half a page: the file appears whole or not at all."""
-    target = out.expanduser().absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes it private, a report is to be shared
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
+    return write_whole(out, render(comparison, mask_figures(client, comparison), tracking_uri))

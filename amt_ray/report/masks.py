@@ -1,6 +1,5 @@
 """The mask figures of the runs, read from the artifacts and made into ``data:`` addresses."""
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,6 +7,7 @@ from tempfile import TemporaryDirectory
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from amt_ray.report.html import address
 from amt_ray.report.ranking import Comparison, Row
 
 FIGURE = "figures/masks.png"
@@ -44,8 +44,7 @@ def mask_figures(client: MlflowClient, comparison: Comparison) -> tuple[MaskFigu
     for place, (row, role) in enumerate(leading + others):
         png = _read(client, row.run.run_id)
         if png is not None:
-            address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            figures.append(MaskFigure(row, role, address, first=place < len(leading)))
+            figures.append(MaskFigure(row, role, address(png), first=place < len(leading)))
     return tuple(figures)
 
 

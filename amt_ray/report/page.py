@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from urllib.parse import urlsplit, urlunsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from amt_ray.report import plots, words
 from amt_ray.report.effects import effects
+from amt_ray.report.html import template
 from amt_ray.report.masks import MaskFigure
 from amt_ray.report.ranking import Comparison, Row, cost
 from amt_ray.report.runs import LOSS, TEST_METRIC, Run
@@ -18,16 +18,9 @@ Cell = tuple[str, float | str]  # what is shown, what the column sorts by
 
 def render(comparison: Comparison, masks: Sequence[MaskFigure], tracking_uri: str) -> str:
     """The page as text. Every name, tag and parameter is escaped; plotly.js and the figures are inlined."""
-    environment = Environment(
-        loader=PackageLoader("amt_ray.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     metric = comparison.source.metric
     best = comparison.best
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         comparison=comparison,
         source=comparison.source,
         metric=metric,

@@ -3,89 +3,46 @@
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from amt_ray import plugins
 from amt_ray.config import ConfigError, Experiment
-from amt_ray.core.decoded import decoded
+from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
 from amt_ray.core.evals.knn import KNN
-from amt_ray.core.images import Augmentation, ImageArray
-from amt_ray.core.loop import Pretraining
+from amt_ray.core.images import Augmentation
+from amt_ray.core.loop import AtRefresh, Evaluation, Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
 from amt_ray.core.preview import PlanOf, montage, preview
-from amt_ray.core.sampling import hold_out, steps_per_epoch
-from amt_ray.core.tokens import pair
+from amt_ray.core.sampling import steps_per_epoch
+from amt_ray.core.weights import start_from
+from amt_ray.runtime.splits import Splits, load_splits
 
 PREVIEW_IMAGES = 8
-OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The images of a run: ``train`` holds both the images to train on and those held out to choose between runs."""
-
-    train: ImageArray
-    train_index: Tensor
-    val_index: Tensor
-    test: ImageArray | None
-
-
-def load_splits(experiment: Experiment, on_progress: OnProgress | None = None) -> Splits:
-    """Decode (once a node) and open the data set; a bad data set fails here with one line.
-
-    Raises:
-        ConfigError: If the images are not there, cannot be read, or lack the labels that the evaluation needs.
-    """
-    data = experiment.data
-    try:
-        dataset = plugins.load("datasets", data.name)(data.root)
-        train = _open(dataset, "train", experiment, on_progress)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if experiment.eval.protocols and train.labels_n is None:
-        raise ConfigError(
-            "eval.protocols need images in class folders, got images without labels; set eval.protocols=[]."
-        )
-    try:
-        test = _open(dataset, "test", experiment, on_progress) if experiment.eval.protocols else None
-    except KeyError:
-        test = None
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if test is not None and test.classes != train.classes:
-        raise ConfigError(
-            f"train and test must have the same classes, got {len(train.classes)} and {len(test.classes)}."
-        )
-    train_index, val_index = hold_out(len(train), data.val_fraction)
-    if len(train_index) < 1 or (experiment.eval.protocols and len(val_index) < 1):
-        raise ConfigError(
-            f"data.val_fraction must leave images on both sides, got {data.val_fraction} of {len(train)}."
-        )
-    return Splits(train, train_index, val_index, test)
-
-
-def _open(dataset: Any, split: str, experiment: Experiment, on_progress: OnProgress | None) -> ImageArray:
-    data = experiment.data
-    source = dataset.split(split)
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else None
-    pixels = decoded(source, pair(data.store_px or data.image_size), cache, on_progress).pixels
-    return ImageArray(pixels, source.labels, dataset.mean, dataset.std, source.classes)
+BOX_IMAGES = 1024  # enough for a mean within about 2% of its value, at a small part of a refresh
 
 
 def build_model(experiment: Experiment) -> Any:
-    """The method, freshly initialised from the experiment's seed."""
+    """The method, freshly initialised from the experiment's seed, or started from ``model.checkpoint``.
+
+    Raises:
+        ConfigError: If the checkpoint cannot be read or does not fit.
+    """
     torch.manual_seed(experiment.seed)
     model = experiment.model
-    return plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
+    method = plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
+    if model.checkpoint:
+        try:
+            start_from(method, model.checkpoint)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return method
 
 
 def build_pretraining(
@@ -97,11 +54,11 @@ def build_pretraining(
     for seeded in (torch.manual_seed, np.random.seed, random.seed):
         seeded((experiment.seed * 1_000_003 + ranks.rank) % 2**32)
     optimizer = adamw(model, scaled_lr(optim.base_lr, train.batch_size), optim.weight_decay, optim.betas)
-    steps = steps_per_epoch(len(splits.train_index), train.batch_size)
+    steps = steps_per_epoch(len(splits.index), train.batch_size)
     return Pretraining(
         model=model,
-        images=splits.train,
-        train_index=splits.train_index,
+        images=splits.images,
+        train_index=splits.index,
         augmentation=Augmentation(
             experiment.image_size, data.crop_scale, data.crop_ratio, data.flip, data.interpolation
         ),
@@ -124,16 +81,27 @@ def build_pretraining(
     )
 
 
-def evaluation(experiment: Experiment, splits: Splits, ranks: Ranks) -> Callable[[Encoder, bool], dict[str, float]]:
+def evaluation(experiment: Experiment, task: Task | None, ranks: Ranks) -> Evaluation | None:
     """Probe of the held-out images; of the test split as well where the run is at its end."""
+    if task is None:
+        return None
     settings = experiment.eval.knn
     knn = KNN((settings.k,), settings.temperature, settings.features)
-    task = Task(splits.train, splits.train_index, splits.val_index, splits.test, experiment.image_size, experiment.seed)
+    return lambda model, last: knn(model, task, ranks, test=last)
 
-    def evaluate(model: Encoder, last: bool) -> dict[str, float]:
-        return knn(model, task, ranks, test=last) if "knn" in experiment.eval.protocols else {}
 
-    return evaluate
+def attention_on_objects(experiment: Experiment, splits: Splits, ranks: Ranks) -> AtRefresh | None:
+    """`box_energy` of images whose objects are known, or None where none are."""
+    objects = splits.pretrain.source.objects
+    if objects is None:
+        return None
+    index = splits.shown[:BOX_IMAGES]
+
+    def measure(model: Encoder) -> dict[str, float]:
+        found = box_energy(model, splits.images, index, objects, experiment.scoring, ranks)
+        return {f"attention/{name}": value for name, value in found.items()}
+
+    return measure
 
 
 def run(
@@ -146,13 +114,19 @@ def run(
     """Pretrain as configured, from the newest checkpoint if there is one; called by every rank."""
     splits = load_splits(experiment)
     pretraining = build_pretraining(experiment, splits, ranks, extra)
-    shown = splits.val_index if len(splits.val_index) else splits.train_index
 
     def picture() -> bytes:
         plan = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
-        return montage(preview(pretraining.model, splits.train, shown[:PREVIEW_IMAGES], plan, experiment.seed))
+        shown = splits.shown[:PREVIEW_IMAGES]
+        return montage(preview(pretraining.model, splits.images, shown, plan, experiment.seed))
 
-    pretraining.run(reporter, checkpoints, evaluation(experiment, splits, ranks), picture=picture)
+    pretraining.run(
+        reporter,
+        checkpoints,
+        evaluation(experiment, splits.task, ranks),
+        attention_on_objects(experiment, splits, ranks),
+        picture,
+    )
 
 
 class FolderCheckpoints:

@@ -14,6 +14,7 @@ from amt_ray.core.ports import Solo
 from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
 from amt_ray.runtime.progress import following
+from amt_ray.runtime.splits import load_splits
 
 
 class RunFailedError(RuntimeError):
@@ -41,24 +42,25 @@ def pretrain(experiment: Experiment, console: Console, resume: str | None = None
         ConfigError: If the images, the tracking store or the cluster are not as the run needs them.
         RunFailedError: If training failed; its last whole checkpoint is kept.
     """
-    show_images(experiment, console)
+    check_inputs(experiment, console)
     target = tracking.prepare(experiment)
     run_id = resume or tracking.start_experiment_run(target, experiment, experiment.name, "pretrain")
     train_run(experiment, target, run_id, console, experiment.name)
     return run_id
 
 
-def show_images(experiment: Experiment, console: Console) -> None:
-    """Decode the data set here first (the workers of this node find it done), and say what it is."""
+def check_inputs(experiment: Experiment, console: Console) -> None:
+    """Decode the data set here first (the workers of this node find it done), say what it is, and read the checkpoint
+    to start from if there is one.
+
+    Raises:
+        ConfigError: If either is not as it must be.
+    """
+    if experiment.model.checkpoint:
+        local.build_model(experiment)
     with console.status("Decoding images ..."):
-        splits = local.load_splits(experiment)
-    tested = f", {len(splits.test)} test" if splits.test is not None else ""
-    console.print(
-        f"Images: {experiment.data.name}, {len(splits.train_index)} to train on, {len(splits.val_index)} held out"
-        f"{tested}, {len(splits.train.classes)} classes",
-        highlight=False,
-        soft_wrap=True,
-    )
+        splits = load_splits(experiment)
+    console.print(f"Images: {experiment.data.name}, {splits.summary}", highlight=False, soft_wrap=True)
 
 
 def train_run(experiment: Experiment, target: tracking.Target, run_id: str, console: Console, title: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import connected
-from amt_ray.runtime.pretrain import RunFailedError, recorded_experiment, show_images, storage_of, train_run
+from amt_ray.runtime.pretrain import RunFailedError, check_inputs, recorded_experiment, storage_of, train_run
 from amt_ray.runtime.progress import Board
 from amt_ray.runtime.ray_tune import run_trials
 from amt_ray.space import Point, Points, label, sweep_points
@@ -30,7 +30,7 @@ def sweep(experiment: Experiment, console: Console, resume: str | None = None) -
         RunFailedError: If it was interrupted, or no trial gave a value.
     """
     points = sweep_points(experiment)
-    show_images(experiment, console)
+    check_inputs(experiment, console)
     target = tracking.prepare(experiment)
     parent = resume or _start(experiment, target, points)
     _announce(experiment, points, console)

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from amt_ray import plugins
+from amt_ray.core.encoder import Encoder
 from amt_ray.core.masking.random import Random
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.tokens import patchify, unpatchify
+from amt_ray.core.weights import encoder_part
 
 SIZES = {
     "img_size": (16, 24), "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4,
@@ -72,3 +74,7 @@ def test_method__predicts_each_masked_patch_in_the_plans_order(method, images, p
 def test_method__every_parameter_that_learns_gets_a_gradient(method, images, plan):
     loss_and_gradients(method, images, plan)
     assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_method__own_parameters_are_named_so_that_the_encoder_is_what_is_left(method):
+    assert encoder_part(method.state_dict()).keys() == Encoder(**method.sizes).state_dict().keys()

@@ -17,15 +17,18 @@ from amt_ray.core.checkpoint import write_checkpoint
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.export import describe, export, save_encoder, to_mae, to_timm
 from amt_ray.core.methods.mae import MAE
+from amt_ray.core.methods.simmim import SimMIM
 from amt_ray.core.tokens import patchify
 from amt_ray.core.weights import (
     build_encoder,
+    encoder_part,
     grid_of,
     interpolate_positions,
     load_encoder,
     load_method,
     read_state,
     sizes_of,
+    start_from,
 )
 
 D, DEPTH, WIDE = 16, 2, 8  # WIDE: the decoder
@@ -542,9 +545,56 @@ def test_build_encoder__of_a_public_checkpoint_takes_heads_and_image_size_as_arg
     with pytest.raises(ValueError, match="num_heads must be given"):
         build_encoder(tmp_path / "a.pth")
     same_size = build_encoder(tmp_path / "a.pth", num_heads=2)
-    assert describe(same_size) == {"in_chans": 3, "mlp_ratio": 4.0, **SIZES, "img_size": [16, 16]}
+    plain = {"positions": "sincos", "relative_positions": False, "layer_scale": None}
+    assert describe(same_size) == {"in_chans": 3, "mlp_ratio": 4.0, **SIZES, "img_size": [16, 16], **plain}
     wider = build_encoder(tmp_path / "a.pth", img_size=(16, 32), num_heads=2)
     assert torch.equal(wider.pos_embed, interpolate_positions(same_size.pos_embed, (4, 4), (4, 8)))
+
+
+SIMMIM = {"positions": "none", "relative_positions": True, "layer_scale": 0.1}
+
+
+@pytest.mark.parametrize("options", [SIMMIM, {"positions": "learned"}, {"relative_positions": True}])
+def test_build_encoder__rebuilds_simmims_variants_from_a_run_and_from_an_export(tmp_path, options):
+    model = shuffled(SimMIM(**{**SIZES, "img_size": (16, 24)}, **options))
+    experiment = {
+        "data": {"image_size": [16, 24]},
+        "model": {"patch_size": 4, "encoder": {"num_heads": 2}, "options": options},
+    }
+    write_checkpoint(tmp_path, model.state_dict(), {}, {"experiment": experiment})
+    save_encoder(tmp_path / "a.safetensors", model)
+    images = torch.randn(2, 3, 16, 24)
+    for path in (tmp_path, tmp_path / "a.safetensors"):
+        back = build_encoder(path).eval()
+        assert describe(back) == describe(model)
+        assert torch.equal(tokens(back, images), tokens(model, images))
+    wider = build_encoder(tmp_path, img_size=(24, 24))
+    assert wider.grid == (6, 6) and bool(torch.isfinite(tokens(wider.eval(), torch.randn(1, 3, 24, 24))).all())
+
+
+def test_build_encoder__needs_the_image_size_where_no_tensor_tells_it(tmp_path):
+    torch.save(shuffled(SimMIM(**SIZES, **SIMMIM)).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="image size must be given"):
+        build_encoder(tmp_path / "a.pth")
+    assert build_encoder(tmp_path / "a.pth", img_size=16).grid == (4, 4)
+    with pytest.raises(ValueError, match="relative_position_bias_table is 52 x 2 and not"):
+        build_encoder(tmp_path / "a.pth", img_size=24)
+
+
+def test_start_from__takes_the_whole_method_where_the_file_has_it_and_else_the_encoder(tmp_path):
+    donor, fresh = mae(), MAE(**SIZES, **DECODER)
+    export(donor, "mae", tmp_path / "whole.pth")
+    save_encoder(tmp_path / "encoder.safetensors", donor)
+    assert start_from(fresh, tmp_path / "whole.pth") == "method"
+    assert same(fresh.state_dict(), donor.state_dict())
+    other = MAE(**SIZES, **DECODER)
+    before = other.decoder_pred.weight.clone()
+    assert start_from(other, tmp_path / "encoder.safetensors") == "encoder"
+    assert same(encoder_part(other.state_dict()), encoder_part(donor.state_dict()))
+    assert torch.equal(other.decoder_pred.weight, before)
+    simmim = SimMIM(**SIZES)
+    assert start_from(simmim, tmp_path / "whole.pth") == "encoder"  # MAE's decoder is nothing to SimMIM
+    assert torch.equal(simmim.cls_token, donor.cls_token)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

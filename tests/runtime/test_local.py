@@ -14,6 +14,8 @@ from amt_ray.core.checkpoint import read_training, read_weights
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Silent, Solo
 from amt_ray.runtime import local
+from amt_ray.runtime.splits import load_splits
+from tests.core import dataset_files
 from tests.tiny import tiny
 
 
@@ -105,12 +107,12 @@ def test_checkpoint__holds_all_that_a_run_is(uninterrupted):
 def one_epoch(experiment, ranks):
     """An epoch after the switch, so that scores are refreshed over the ranks too."""
     torch.set_num_threads(1)
-    splits = local.load_splits(experiment)
+    splits = load_splits(experiment)
     run = local.build_pretraining(experiment, splits, ranks)
     run.epoch = 1
     run.refresh_scores()
     loss = run.train_epoch(Silent())["train/loss"]
-    found = local.evaluation(experiment, splits, ranks)(run.model, False)
+    found = local.evaluation(experiment, splits.task, ranks)(run.model, False)
     return {"weights": run.model.state_dict(), "loss": loss, "scores": run.scores.maps, **found}
 
 
@@ -145,8 +147,59 @@ def test_images_without_labels__are_refused_before_training_unless_no_probe_is_a
         Image.new("RGB", (16, 16), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
     flat = tiny(data__name="imagefolder", data__root=str(tmp_path))
     with pytest.raises(ConfigError, match="eval.protocols need images in class folders"):
-        local.load_splits(flat)
-    assert len(local.load_splits(flat.override({"eval.protocols": []})).train_index) == 18
+        load_splits(flat)
+    assert len(load_splits(flat.override({"eval.protocols": []})).index) == 18
+
+
+def test_broken_images__stop_the_run_or_are_left_out_of_training_and_probes(tmp_path):
+    for i in range(40):
+        dataset_files.save(tmp_path / "data" / "train" / "ab"[i % 2] / f"{i}.png", i)
+    files = sorted((tmp_path / "data" / "train").rglob("*.png"))
+    for file in files[::10]:
+        file.write_bytes(b"no image")
+    experiment = tiny(data__name="imagefolder", data__root=str(tmp_path / "data"), data__val_fraction=0.25)
+    with pytest.raises(ConfigError, match=f"{len(files[::10])} of {len(files)} images cannot be read, first: .*0"):
+        load_splits(experiment)
+    splits = load_splits(experiment.override({"data.on_broken": "skip"}))
+    used = torch.cat([splits.index, splits.held_out])
+    assert sorted(used.tolist()) == [i for i in range(len(files)) if i % 10]
+    assert not torch.isin(splits.task.val_index, splits.pretrain.broken).any()
+    assert f"{len(files[::10])} broken ones left out (first: " in splits.summary
+
+
+def test_stl10__pretrains_on_its_unlabelled_images_and_probes_with_the_labelled_ones(tmp_path):
+    dataset_files.stl10(tmp_path)
+    splits = load_splits(tiny(data__name="stl10", data__root=str(tmp_path), data__val_fraction=0.5))
+    assert splits.images.labels_n is None and len(splits.index) == len(splits.images) and not len(splits.held_out)
+    assert splits.task.train is not splits.images and splits.task.train.labels_n is not None
+    assert " labelled, " in splits.summary
+
+
+SHAPES = {
+    "data__name": "shapes",
+    "data__options": {"count_train": 300, "count_test": 40, "size_px": 16},
+    "data__image_size": 16,
+}
+
+
+def test_run__logs_the_attention_in_the_boxes_at_each_refresh(tmp_path):
+    recorder = Recorder()
+    train(tiny(**SHAPES), tmp_path, recorder)
+    names = {"box_energy", "box_energy_images", "box_energy_layer_00", "box_energy_layer_01"}
+    for epoch, values in recorder.values.items():
+        found = {name.partition("/")[2] for name in values if name.startswith("attention/")}
+        assert found == (names if epoch in (2, 4) else set())
+    assert recorder.values[2]["attention/box_energy"] > 0 and recorder.values[2]["attention/box_energy_images"] > 20
+
+
+def test_run__starts_from_a_checkpoint(tmp_path):
+    folder = train(tiny(train__epochs=1), tmp_path / "first")
+    wanted = read_weights(folder)[0]
+    assert equal_states(local.build_model(tiny(model__checkpoint=str(folder))).state_dict(), wanted)
+    with pytest.raises(ConfigError, match="weights must have the model's names and shapes"):
+        local.build_model(tiny(model__checkpoint=str(folder), model__encoder__embed_dim=32))
+    with pytest.raises(ConfigError, match="none at nowhere"):
+        local.build_model(tiny(model__checkpoint="nowhere"))
 
 
 CHANGES = {
