@@ -66,7 +66,7 @@ def compare(
 ) -> None:
     """Rank the runs of a sweep (default: the newest) and write one self-contained page."""
     from amt_ray import report
-    from amt_ray.runtime.mlflow import tracking_uri
+    from amt_ray.runtime.tracking import tracking_uri
 
     page = report.compare(tracking_uri(), sweep=sweep, experiment=experiment, out=out, console=console)
     _say_where(None)
@@ -154,7 +154,7 @@ def _indices(text: str | None) -> list[int] | None:
 
 
 def _say_where(experiment: Experiment | None) -> None:
-    from amt_ray.runtime.mlflow import tracking_uri
+    from amt_ray.runtime.tracking import tracking_uri
 
     uri = tracking_uri(experiment)
     shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"

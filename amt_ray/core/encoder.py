@@ -154,7 +154,7 @@ class Encoder(nn.Module):
             positions = self.pos_embed[:, 1:]
             tokens_BKD = tokens_BKD + (positions if keep_BV is None else gather_tokens(positions, keep_BV))
             cls_11D = cls_11D + self.pos_embed[:, :1]
-        return torch.cat([cls_11D.expand(len(tokens_BKD), -1, -1).to(tokens_BKD.dtype), tokens_BKD], dim=1)
+        return torch.cat([cls_11D.expand(tokens_BKD.shape[0], -1, -1).to(tokens_BKD.dtype), tokens_BKD], dim=1)
 
     def attention_bias(self, index_BK: Tensor | None = None) -> Tensor | None:
         """The bias [1 or B, H, 1 + K, 1 + K] of the attention between [CLS] and these patches (all where None)."""

@@ -11,8 +11,7 @@ from rich.console import Console
 from amt_ray.config import ConfigError, Experiment, experiment_from
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
 from amt_ray.runtime.progress import following
 from amt_ray.runtime.splits import load_splits
@@ -46,12 +45,7 @@ def pretrain(experiment: Experiment, console: Console, resume: str | None = None
     check_inputs(experiment, console)
     target = tracking.prepare(experiment)
     run_id = resume or tracking.start_experiment_run(target, experiment, experiment.name, "pretrain")
-    target.client.update_run(run_id, status="RUNNING")
-    try:
-        train_run(experiment, target, run_id, console, experiment.name)
-    except ConfigError:
-        tracking.finish(target, run_id, "FAILED")
-        raise
+    train_run(experiment, target, run_id, console, experiment.name)
     return run_id
 
 
@@ -70,33 +64,36 @@ def check_inputs(experiment: Experiment, console: Console) -> None:
 
 
 def train_run(experiment: Experiment, target: tracking.Target, run_id: str, console: Console, title: str) -> None:
-    """Train an MLflow run to its end, on Ray's workers or (``ray.num_workers: 0``) here."""
+    """Train an MLflow run to its end, on Ray's workers or (``ray.num_workers: 0``) here.
+
+    Raises:
+        ConfigError: If the cluster is not as the run needs it.
+        RunFailedError: If training failed or was stopped.
+    """
     storage = storage_of(experiment)
     how = f"Go on with: amt-ray pretrain --resume {run_id}"
     try:
-        with following(console, target, run_id, title, experiment.train.epochs):
-            if experiment.ray.num_workers == 0:
-                path: str | None = _here(experiment, target, run_id, Path(storage) / run_id)
-            else:
-                with connected(experiment):
-                    concurrent_runs(experiment)
-                    path = ray_train.fit(experiment, target, run_id, storage)
+        with tracking.run_status(target, run_id, _reason):
+            with following(console, target, run_id, title, experiment.train.epochs):
+                if experiment.ray.num_workers == 0:
+                    path: str | None = _here(experiment, target, run_id, Path(storage) / run_id)
+                else:
+                    with connected(experiment):
+                        concurrent_runs(experiment)
+                        path = ray_train.fit(experiment, target, run_id, storage)
+            if path:
+                tracking.note_checkpoint(target, run_id, path)
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into an exit
-        tracking.finish(target, run_id, "KILLED")
         raise RunFailedError(f"Stopped. {how}") from None
     except (TrainingFailedError, NotFiniteError) as error:
-        reason = _reason(error)
-        tracking.finish(target, run_id, "FAILED", {"amt_ray.error": reason})
-        raise RunFailedError(f"{reason} {how}") from error
-    if path:
-        tracking.note_checkpoint(target, run_id, path)
-    tracking.finish(target, run_id, "FINISHED")
+        raise RunFailedError(f"{_reason(error)} {how}") from error
 
 
 def _here(experiment: Experiment, target: tracking.Target, run_id: str, folder: Path) -> str | None:
     checkpoints = local.FolderCheckpoints(folder, experiment.train.keep_checkpoints)
     ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
-    local.run(experiment, ranks, tracking.MlflowReporter(target, run_id), checkpoints, {"mlflow_run_id": run_id})
+    with tracking.MlflowReporter(target, run_id) as reporter:
+        local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id})
     return str(checkpoints.latest())
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from amt_ray.runtime.mlflow import Target
+from amt_ray.runtime.tracking import Target
 
 POLL_S = 1.0
 PLAIN_EVERY_S = 15.0

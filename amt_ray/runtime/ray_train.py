@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from amt_ray.config import Experiment
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
-from amt_ray.runtime.mlflow import MlflowReporter, Target
+from amt_ray.runtime.tracking import MlflowReporter, Target
 
 
 class TrainCheckpoints:
@@ -45,9 +46,9 @@ def train_worker(told: dict[str, Any]) -> None:
     """One worker's part of a run."""
     experiment, target = Experiment.model_validate(told["experiment"]), Target(**told["target"])
     ranks = ProcessGroup(get_device())
-    reporter = MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else Silent()
     extra = {"mlflow_run_id": told["run_id"]}
-    local.run(experiment, ranks, reporter, TrainCheckpoints(ranks.rank), extra)
+    with MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else nullcontext(Silent()) as reporter:
+        local.run(experiment, ranks, reporter, TrainCheckpoints(ranks.rank), extra)
 
 
 def fit(

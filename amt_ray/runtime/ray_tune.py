@@ -17,8 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from amt_ray.config import Experiment
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
 from amt_ray.runtime.progress import Board
 from amt_ray.space import OptunaSpace, Points, label
@@ -107,8 +106,8 @@ def trial(config: dict[str, Any], told: dict[str, Any]) -> None:
         return
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
-    reporter = tracking.MlflowReporter(target, run_id)
-    local.run(experiment, ranks, reporter, TuneCheckpoints(), {"mlflow_run_id": run_id})
+    with tracking.MlflowReporter(target, run_id) as reporter:
+        local.run(experiment, ranks, reporter, TuneCheckpoints(), {"mlflow_run_id": run_id})
 
 
 def trial_resources(experiment: Experiment) -> dict[str, float]:

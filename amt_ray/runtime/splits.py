@@ -113,17 +113,25 @@ def _task(dataset: Any, labelled: Opened, experiment: Experiment, on_progress: O
         raise ValueError(
             "eval.protocols need images in class folders, got images without labels; set eval.protocols=[]."
         )
-    test: ImageArray | None = None
+    test: Opened | None = None
     with contextlib.suppress(KeyError):
-        test = _open(dataset, "test", experiment, on_progress, whole=True).images
-    if test is not None and test.classes != train.classes:
-        raise ValueError(
-            f"train and test must have the same classes, got {len(train.classes)} and {len(test.classes)}."
-        )
+        test = _open(dataset, "test", experiment, on_progress, whole=True)
+    if test is not None and test.images.classes != train.classes:
+        counts = f"{len(train.classes)} and {len(test.images.classes)}"
+        raise ValueError(f"train and test must have the same classes, got {counts}.")
     train_index, val_index = map(labelled.whole, hold_out(len(train), fraction))
     if not len(train_index) or not len(val_index):
         raise ValueError(f"data.val_fraction must leave images on both sides, got {fraction} of {len(train)}.")
-    return Task(train, train_index, val_index, test, experiment.image_size, experiment.seed)
+    return Task(
+        train,
+        train_index,
+        val_index,
+        test and test.images,
+        experiment.image_size,
+        experiment.seed,
+        train_source=labelled.source,
+        test_source=test and test.source,
+    )
 
 
 def _open(

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from amt_ray.config import ConfigError, Experiment
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import connected
 from amt_ray.runtime.pretrain import RunFailedError, check_inputs, recorded_experiment, storage_of, train_run
 from amt_ray.runtime.progress import Board
@@ -33,20 +33,14 @@ def sweep(experiment: Experiment, console: Console, resume: str | None = None) -
     check_inputs(experiment, console)
     target = tracking.prepare(experiment)
     parent = resume or _start(experiment, target, points)
-    target.client.update_run(parent, status="RUNNING")
     _announce(experiment, points, console)
     try:
-        with connected(experiment):
+        with tracking.run_status(target, parent), connected(experiment):
             best = _trials(experiment, target, parent, points, console)
             console.print(f"Best: {label(best, experiment.override(best))}", highlight=False, soft_wrap=True)
             _retrain(experiment, target, parent, best, console)
-    except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        tracking.finish(target, parent, "KILLED" if stopped else "FAILED")
-        if stopped:
-            raise RunFailedError(f"Stopped. Go on with: amt-ray sweep --resume {parent}") from None
-        raise
-    tracking.finish(target, parent, "FINISHED")
+    except (KeyboardInterrupt, SystemExit):
+        raise RunFailedError(f"Stopped. Go on with: amt-ray sweep --resume {parent}") from None
     return parent
 
 

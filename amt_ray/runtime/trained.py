@@ -12,7 +12,7 @@ from amt_ray.config import ConfigError, Experiment, experiment_from, load_experi
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.export import export as write
 from amt_ray.core.weights import build_encoder, read_state, start_from
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import tracking
 from amt_ray.runtime.pretrain import recorded_experiment
 
 HOW_TO_LOAD = {

@@ -21,7 +21,7 @@ QUICKSTART = "experiments/quickstart.yaml"
         ("masking.mask_ratio=0.7", "must leave at least one visible patch, got 0.7 + 0.3 of 16"),
         ("attention.layers=2", "attention.layers must be in [-2, 1] for 2 blocks, got 2"),
         ("masking.strategy=atm", "masking must be one of amt, attention"),
-        ("data.name=digit", "datasets must be one of cifar10, cifar100, digits, fashion_mnist, imagefolder"),
+        ("data.name=digit", "datasets must be one of cifar10, cifar100, coco, digits, fashion_mnist, imagefolder"),
         (
             "ray.num_workers=3",
             "train.batch_size must be a multiple of ray.num_workers x train.accumulate, got 256 for 3",

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,31 @@ def test_ranks__two_workers_of_b_make_the_update_of_one_worker_of_2b(tmp_path):
         assert one["eval/knn_top1"] == pytest.approx(two["eval/knn_top1"], abs=0.03)
         for name, weight in one["weights"].items():
             assert torch.allclose(weight, two["weights"][name], atol=2e-3), name
+
+
+def odd_scores(ranks):
+    """The maps after a refresh of 101 images in chunks that no number of ranks divides."""
+    torch.set_num_threads(1)
+    experiment = tiny(train__batch_size=12, ray__num_workers=1)
+    splits = load_splits(experiment)
+    run = local.build_pretraining(experiment, replace(splits, index=splits.index[:101]), ranks)
+    run.refresh_scores()
+    return run.scores.maps.clone()
+
+
+def _odd_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=3)
+    torch.save(odd_scores(ProcessGroup("cpu")), folder / str(rank))
+    dist.destroy_process_group()
+
+
+def test_ranks__score_each_image_once_and_share_the_maps_for_sizes_that_do_not_divide(tmp_path):
+    alone = odd_scores(Solo())
+    torch.multiprocessing.spawn(_odd_rank, (tmp_path,), nprocs=3)
+    for rank in range(3):
+        assert (torch.load(tmp_path / str(rank)) - alone).abs().max() < 2e-3
+    scored = (alone.flatten(1).amin(1) < 1).nonzero().squeeze(1)
+    assert len(scored) == 101 and not torch.equal(alone[scored[0]], alone[scored[1]])
 
 
 def test_run__a_loss_that_is_no_number_stops_it_and_keeps_the_checkpoint(tmp_path):

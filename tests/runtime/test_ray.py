@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from amt_ray.core.checkpoint import read_training, read_weights
-from amt_ray.runtime import mlflow as tracking
+from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import QUIET
 from amt_ray.runtime.pretrain import pretrain
 from amt_ray.runtime.sweep import recorded, sweep

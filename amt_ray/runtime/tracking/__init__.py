@@ -1,0 +1,45 @@
+"""MLflow: where runs are written, and everything that is written to them.
+
+A `Target` is made once by the driver and handed to every process. Runs are created at once, since MLflow gives them
+their id; whatever is told of a run afterwards goes through an outbox, which outlives a server that is away.
+"""
+
+import logging
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+from amt_ray.runtime.tracking.data import dataset_inputs, log_data
+from amt_ray.runtime.tracking.environment import environment_tags, tracking_environment
+from amt_ray.runtime.tracking.outbox import Outbox, deliver
+from amt_ray.runtime.tracking.reporter import MlflowReporter
+from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
+from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status
+from amt_ray.runtime.tracking.system import SystemMetrics
+from amt_ray.runtime.tracking.target import Target, prepare, tracking_uri
+
+__all__ = [
+    "MlflowReporter",
+    "Outbox",
+    "SystemMetrics",
+    "Target",
+    "child_run",
+    "dataset_inputs",
+    "deliver",
+    "environment_tags",
+    "finish",
+    "log_data",
+    "log_text",
+    "note_checkpoint",
+    "prepare",
+    "run_status",
+    "start_experiment_run",
+    "start_run",
+    "tracking_environment",
+    "tracking_uri",
+]
+
+logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.ERROR)

@@ -1,0 +1,69 @@
+"""CPU, memory and GPUs of this machine, sampled while a run goes on."""
+
+import threading
+import time
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+from amt_ray.runtime.tracking.outbox import Outbox
+
+EVERY_S = 10.0
+
+
+class SystemMetrics:
+    """A thread that puts ``system/...`` metrics, named as MLflow names them, into an outbox.
+
+    MLflow's own `SystemMetricsMonitor` stops for good once a server is away; its monitors are used here without it.
+    The step of a sample is the whole seconds since the run began, so a restarted run goes on where it was.
+
+    Args:
+        outbox: The run's outbox; sampling ends when it is closed.
+        every_s: Seconds between samples; None for ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL``, else 10.
+    """
+
+    def __init__(self, outbox: Outbox, every_s: float | None = None) -> None:
+        self.outbox = outbox
+        self.every_s = max(1.0, every_s or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or EVERY_S)
+        self.monitors: list[Any] = [CPUMonitor(), *_gpus()]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
+        self._thread.start()
+
+    def sample(self) -> dict[str, float]:
+        """The values of now; CPU utilisation since the last call."""
+        values: dict[str, float] = {}
+        for monitor in self.monitors:
+            monitor.clear_metrics()
+            monitor.collect_metrics()
+            values |= {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
+        return values
+
+    def close(self) -> None:
+        """Stop sampling."""
+        self._stop.set()
+
+    def _work(self) -> None:
+        began_ms = None
+        self.sample()  # the first CPU utilisation has nothing before it to be measured from
+        while not self._stop.wait(self.every_s) and not self.outbox.closed:
+            began_ms = began_ms or self._began_ms()
+            if began_ms is not None and not self.outbox.closed:
+                self.outbox.metrics(self.sample(), max(0, int(time.time() - began_ms / 1000)))
+
+    def _began_ms(self) -> int | None:
+        try:
+            client = MlflowClient(self.outbox.queue.address.uri)
+            return int(client.get_run(self.outbox.run_id).info.start_time)
+        except Exception:  # the server is away: asked again at the next sample
+            return None
+
+
+def _gpus() -> list[Any]:
+    try:
+        return [GPUMonitor()]
+    except (ImportError, RuntimeError):
+        return []
