@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import ray
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.runtime.tracking import tracking_environment
 
 # Ray reads these when it is imported or when a run starts; a user's own value stays
 QUIET = {
@@ -19,7 +20,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-CACHE_VARIABLES = ("AMT_RAY_CACHE", "XDG_CACHE_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN")
+CACHE_VARIABLES = ("AMT_RAY_CACHE", "XDG_CACHE_HOME")
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def connected(experiment: Experiment) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    variables = {k: os.environ[k] for k in (*QUIET, *CACHE_VARIABLES) if k in os.environ}
+    variables = {k: os.environ[k] for k in (*QUIET, *CACHE_VARIABLES) if k in os.environ} | tracking_environment()
     ray.init(
         address=experiment.ray.address or os.environ.get("RAY_ADDRESS"),
         log_to_driver=False,
