@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from amt_ray.config import ConfigError, Experiment, load_experiment
+from amt_ray.config import ConfigError, Experiment, evaluating, load_experiment
 
 app = typer.Typer(
     add_completion=False,
@@ -71,6 +71,32 @@ def compare(
     page = report.compare(tracking_uri(), sweep=sweep, experiment=experiment, out=out, console=console)
     _say_where(None)
     console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    protocol: Annotated[str, typer.Argument(help="A protocol: knn, linear-fast-1, mae-finetune-100, ...")],
+    experiment: ExperimentFile = None,
+    run: Annotated[list[str] | None, typer.Option("--run", help="MLflow id of a run; may be repeated.")] = None,
+    checkpoint: Annotated[list[Path] | None, typer.Option("--checkpoint", help="Weights; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="setting=value over the protocol's; may be repeated.")
+    ] = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Leave the test split alone.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the result files.")] = Path("results"),
+    set_: Overrides = None,
+) -> None:
+    """Measure trained models by a named protocol; several give mean and 95% interval."""
+    from amt_ray.runtime.evaluate import evaluate_all, summary
+    from amt_ray.runtime.trained import find
+
+    overrides = [*(set_ or ()), evaluating(protocol, option or ())]
+    models = [find(name, None, experiment, overrides) for name in run or ()]
+    models += [find(None, path, experiment, overrides) for path in checkpoint or ()]
+    results = evaluate_all(models, console, out, not no_test)
+    console.print(summary(results))
+    console.print(f"Result files: {out.absolute()}", highlight=False, soft_wrap=True)
+    _say_where(models[0].experiment)
 
 
 @app.command()

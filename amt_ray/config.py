@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from amt_ray import plugins
 from amt_ray.core.attention import ROLLOUT, Scoring, resolve_heads, resolve_layers
 from amt_ray.core.encoder_names import encoder_sizes
+from amt_ray.core.evals import Evaluation
 from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.masking import MaskingStrategy
 from amt_ray.core.schedule import Ramp, Schedule
 from amt_ray.core.tokens import pair, patch_grid
+from amt_ray.protocols import protocol
 
 
 class ConfigError(ValueError):
@@ -246,20 +248,32 @@ class Train(Section):
     keep_checkpoints: int = Field(2, ge=1)
 
 
-class KNNSettings(Section):
-    """Neighbours, temperature of the vote, and which features: [CLS] or the mean of the patches."""
-
-    k: int = Field(20, ge=1)
-    temperature: float = Field(0.07, gt=0)
-    features: Literal["cls", "mean"] = "cls"
-
-
 class Eval(Section):
-    """Probes during pretraining. Held-out train images choose (``eval/``); the test split is used once, at the end."""
+    """Probes during pretraining. Held-out train images choose (``eval/``); the test split is used once, at the end.
 
-    protocols: tuple[Literal["knn"], ...] = ("knn",)
+    ``options`` are settings over those of a protocol: ``{knn: {k: [10, 20]}}``.
+    """
+
+    protocols: tuple[str, ...] = ("knn",)
     every_epochs: int = Field(10, ge=0)
-    knn: KNNSettings = KNNSettings()
+    options: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> "Eval":
+        if unused := [name for name in self.options if name not in self.protocols]:
+            raise ValueError(f"eval.options must be of eval.protocols ({', '.join(self.protocols)}), got {unused[0]}.")
+        kinds = [type(chosen) for chosen in self.chosen]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(
+                "eval.protocols must be of different kinds, whose figures have different names, "
+                f"got {', '.join(self.protocols)}."
+            )
+        return self
+
+    @property
+    def chosen(self) -> list[Evaluation]:
+        """The protocols."""
+        return [protocol(name, self.options.get(name)) for name in self.protocols]
 
 
 class Ray(Section):
@@ -478,12 +492,32 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     return experiment_from(_located(tree))
 
 
-def _set_all(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+def evaluating(name: str, settings: Sequence[str]) -> str:
+    """The override that makes one protocol all of an experiment's evaluation.
+
+    Args:
+        name: The protocol.
+        settings: ``setting=value`` over the protocol's.
+
+    Raises:
+        ConfigError: If there is no such protocol, or a setting is wrong.
+    """
+    options: dict[str, Any] = {}
+    _set_all(options, settings, "--option")
+    chosen = {"every_epochs": 0, "protocols": [name], "options": {name: options} if options else {}}
+    try:
+        protocol(name, options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return f"eval={json.dumps(chosen)}"
+
+
+def _set_all(tree: dict[str, Any], overrides: Sequence[str], flag: str = "--set") -> None:
     for item in overrides:
         key, sign, value = item.partition("=")
         if not sign or not key:
-            raise ConfigError(f"--set must be key.path=value, got {item!r}.")
-        set_dotted(tree, key.strip(), _parse(value, f"--set {key}"))
+            raise ConfigError(f"{flag} must be key.path=value, got {item!r}.")
+        set_dotted(tree, key.strip(), _parse(value, f"{flag} {key}"))
 
 
 def _located(tree: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
-from amt_ray.core.evals.knn import KNN
 from amt_ray.core.images import Augmentation
 from amt_ray.core.loop import AtRefresh, Evaluation, Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
@@ -85,9 +84,32 @@ def evaluation(experiment: Experiment, task: Task | None, ranks: Ranks) -> Evalu
     """Probe of the held-out images; of the test split as well where the run is at its end."""
     if task is None:
         return None
-    settings = experiment.eval.knn
-    knn = KNN((settings.k,), settings.temperature, settings.features)
-    return lambda model, last: knn(model, task, ranks, test=last)
+    chosen = experiment.eval.chosen
+
+    def evaluate(model: Encoder, last: bool) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for protocol in chosen:
+            found |= protocol(model, task, ranks, test=last)
+        return found
+
+    return evaluate
+
+
+def check_protocols(experiment: Experiment, task: Task | None) -> None:
+    """Refuse data that the protocols cannot take, before anything starts.
+
+    Raises:
+        ConfigError: If a protocol refuses.
+    """
+    model = experiment.model
+    with torch.device("meta"):
+        shape = plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
+    try:
+        for protocol in experiment.eval.chosen if task else []:
+            assert task is not None
+            protocol.check(shape, task)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def attention_on_objects(experiment: Experiment, splits: Splits, ranks: Ranks) -> AtRefresh | None:

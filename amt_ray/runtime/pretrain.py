@@ -60,6 +60,7 @@ def check_inputs(experiment: Experiment, console: Console) -> None:
         local.build_model(experiment)
     with console.status("Decoding images ..."):
         splits = load_splits(experiment)
+    local.check_protocols(experiment, splits.task)
     console.print(f"Images: {experiment.data.name}, {splits.summary}", highlight=False, soft_wrap=True)
 
 

@@ -32,10 +32,11 @@ class Board:
         title: What runs.
         total: Units of work (epochs) in all.
         done: Units done before the start (a resumed run).
+        unit: What the units are called.
     """
 
-    def __init__(self, console: Console, title: str, total: float, done: float = 0.0) -> None:
-        self.console, self.title, self.total = console, title, total
+    def __init__(self, console: Console, title: str, total: float, done: float = 0.0, unit: str = "epoch") -> None:
+        self.console, self.title, self.total, self.unit = console, title, total, unit
         self.done = self.first_done = done
         self.status = "starting"
         self.started = self.spoke = time.monotonic()
@@ -74,7 +75,9 @@ class Board:
         elif time.monotonic() - self.spoke > PLAIN_EVERY_S:
             self.spoke = time.monotonic()
             self.console.print(
-                f"{self.title}: epoch {self.done:.1f} of {self.total:g} · {self.text}", highlight=False, soft_wrap=True
+                f"{self.title}: {self.unit} {self.done:.2f} of {self.total:g} · {self.text}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def say(self, line: str) -> None:
@@ -83,8 +86,10 @@ class Board:
 
 
 @contextmanager
-def following(console: Console, target: Target, run_id: str, title: str, epochs: int) -> Iterator[Board]:
-    """Show a run's progress, read from MLflow, while the body waits for it."""
+def following(
+    console: Console, target: Target, run_id: str, title: str, total: int, unit: str = "epoch"
+) -> Iterator[Board]:
+    """Show a run's progress of ``total`` units, read from MLflow, while the body waits for it."""
     client, stop = target.client, threading.Event()
 
     def poll(board: Board) -> None:
@@ -97,7 +102,7 @@ def following(console: Console, target: Target, run_id: str, title: str, epochs:
             board.update(max(epoch, share), ", ".join(shown) or ("training" if share else "starting workers"))
 
     first = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
-    with Board(console, title, epochs, first) as board:
+    with Board(console, title, total, first, unit) as board:
         thread = threading.Thread(target=poll, args=(board,), daemon=True)
         thread.start()
         try:

@@ -71,14 +71,33 @@ def fit(
     Raises:
         ray.train.TrainingFailedError: If the run failed more often than ``ray.max_failures``.
     """
+    told = {"experiment": experiment.model_dump(mode="json"), "target": asdict(target), "run_id": run_id}
+    checkpoint = trainer(train_worker, told, experiment, run_id, storage, callbacks).fit().checkpoint
+    return checkpoint.path if checkpoint else None
+
+
+def trainer(
+    work: Callable[[dict[str, Any]], Any],
+    told: Mapping[str, Any],
+    experiment: Experiment,
+    run_id: str,
+    storage: Path | str,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """``work(told)`` on each of ``ray.num_workers`` workers.
+
+    Args:
+        work: What a worker does.
+        told: What it is told, plain values.
+        experiment: Workers and restarts.
+        run_id: Name in the storage.
+        storage: Folder that all nodes share.
+        callbacks: Ray Train callbacks.
+    """
     wanted = experiment.ray
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "experiment": experiment.model_dump(mode="json"),
-            "target": asdict(target),
-            "run_id": run_id,
-        },
+    return TorchTrainer(
+        work,
+        train_loop_config=dict(told),
         torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker_resources(experiment)
@@ -92,5 +111,3 @@ def fit(
             callbacks=list(callbacks),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
-    return checkpoint.path if checkpoint else None

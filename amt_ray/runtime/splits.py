@@ -109,7 +109,7 @@ def _load(experiment: Experiment, on_progress: OnProgress | None) -> Splits:
 
 def _task(dataset: Any, labelled: Opened, experiment: Experiment, on_progress: OnProgress | None) -> Task:
     train, fraction = labelled.images, experiment.data.val_fraction
-    if train.labels_n is None:
+    if train.labels_n is None and any(chosen.needs == "labels" for chosen in experiment.eval.chosen):
         raise ValueError(
             "eval.protocols need images in class folders, got images without labels; set eval.protocols=[]."
         )

@@ -4,6 +4,8 @@ A protocol is a frozen object that is its own settings. Its contract:
 
 - ``presets``: the named, versioned settings, name -> object. A result carries ``protocol``: the preset's name, and
   what differs from it (`protocol_name`), so that results of different protocols are never mixed unawares.
+- ``needs``: what images must be known to show: ``labels``, ``objects`` or ``label maps``; ``protocol.check(encoder,
+  task)`` raises ValueError for a task that it cannot take (the encoder may be on the meta device).
 - ``protocol(encoder, task, ranks, test=..., progress=..., checkpoints=...) -> {metric: value}``: called by every rank,
   all get the result. Metrics are ``eval/...`` (images held out of train, which may choose between runs) and, only where
   ``test`` is true, ``test/...``. The encoder comes back bit-unchanged and in its mode.
@@ -54,10 +56,13 @@ def nothing(share: float) -> None:
 class Evaluation(Protocol):
     """What a file in this folder offers."""
 
+    needs: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
 
     @property
     def protocol(self) -> str: ...
+
+    def check(self, encoder: Encoder, task: Task) -> None: ...
 
     def __call__(
         self,

@@ -81,6 +81,7 @@ class Detection:
     accumulate: int = field(default=1, metadata={"names": False})
     precision: str = field(default="float32", metadata={"names": False})
 
+    needs: ClassVar[str] = "objects"
     presets: ClassVar[Mapping[str, "Detection"]]
 
     def __post_init__(self) -> None:
@@ -98,6 +99,16 @@ class Detection:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def check(self, encoder: Encoder, task: Task) -> None:
+        """Refuse data without objects, and encoders whose grid takes no pyramid.
+
+        Raises:
+            ValueError: If so.
+        """
+        check_images(encoder, task)
+        check_sources(task, "objects")
+        check_grid(encoder)
 
     def __call__(
         self,
@@ -127,7 +138,7 @@ class Detection:
             ValueError: If no objects are known, or no pyramid can be made of the encoder's grid.
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
-        check(encoder, task)
+        self.check(encoder, task)
         with own_random_numbers():
             run = _Run(self, encoder, task, ranks)
             run.fit.run(ranks, self.protocol, progress, checkpoints)
@@ -137,17 +148,6 @@ class Detection:
                     found |= run.precisions(split)
         progress(1.0)
         return found
-
-
-def check(encoder: Encoder, task: Task) -> None:
-    """Refuse data without objects, and encoders whose grid takes no pyramid.
-
-    Raises:
-        ValueError: If so.
-    """
-    check_images(encoder, task)
-    check_sources(task, "objects")
-    check_grid(encoder)
 
 
 class _Run:

@@ -122,6 +122,7 @@ class Finetune:
     accumulate: int = field(default=1, metadata={"names": False})
     precision: str = field(default="float32", metadata={"names": False})
 
+    needs: ClassVar[str] = "labels"
     presets: ClassVar[Mapping[str, "Finetune"]]
 
     def __post_init__(self) -> None:
@@ -144,6 +145,14 @@ class Finetune:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def check(self, encoder: Encoder, task: Task) -> None:
+        """Refuse images that cannot be probed.
+
+        Raises:
+            ValueError: If so.
+        """
+        check(encoder, task)
 
     def __call__(
         self,
@@ -171,7 +180,7 @@ class Finetune:
         Raises:
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
-        check(encoder, task)
+        self.check(encoder, task)
         with own_random_numbers():
             run = _Run(self, encoder, task, ranks)
             for epoch in range(resume(checkpoints, self.protocol, run.model, run.optimizer), self.epochs):

@@ -100,6 +100,7 @@ class KNN:
     batch_size: int = field(default=256, metadata={"names": False})
     precision: str = field(default="float32", metadata={"names": False})
 
+    needs: ClassVar[str] = "labels"
     presets: ClassVar[Mapping[str, "KNN"]]
 
     def __post_init__(self) -> None:
@@ -112,6 +113,18 @@ class KNN:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def check(self, encoder: Encoder, task: Task) -> None:
+        """Refuse images that cannot be probed, and more neighbours than there are images.
+
+        Raises:
+            ValueError: If so.
+        """
+        check(encoder, task)
+        if max(self.k) > len(task.train_index):
+            raise ValueError(
+                f"k must be at most the number of bank images, got {max(self.k)} of {len(task.train_index)}."
+            )
 
     def __call__(
         self,
@@ -140,10 +153,8 @@ class KNN:
         Raises:
             ValueError: If a k is larger than the bank.
         """
-        check(encoder, task)
+        self.check(encoder, task)
         done = len(task.train_index)
-        if max(self.k) > done:
-            raise ValueError(f"k must be at most the number of bank images, got {max(self.k)} of {done}.")
         splits = measured(task, test)
         total = done + sum(len(split.index_n) for split in splits)
         found: dict[str, float] = {}

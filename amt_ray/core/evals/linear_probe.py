@@ -111,6 +111,7 @@ class LinearProbe:
     encode_batch: int = field(default=256, metadata={"names": False})
     precision: str = field(default="float32", metadata={"names": False})
 
+    needs: ClassVar[str] = "labels"
     presets: ClassVar[Mapping[str, "LinearProbe"]]
 
     def __post_init__(self) -> None:
@@ -141,6 +142,14 @@ class LinearProbe:
         """One for each head, scaled to a batch."""
         return [Rate(scaled_lr(lr, batch_size), decay) for lr in self.base_lrs for decay in self.weight_decays]
 
+    def check(self, encoder: Encoder, task: Task) -> None:
+        """Refuse images that cannot be probed.
+
+        Raises:
+            ValueError: If so.
+        """
+        check(encoder, task)
+
     def __call__(
         self,
         encoder: Encoder,
@@ -168,7 +177,7 @@ class LinearProbe:
         Raises:
             ValueError: If there is no such layer, or nothing to choose with.
         """
-        check(encoder, task)
+        self.check(encoder, task)
         part = up_to(encoder, self.layer)
         with frozen(part):
             run = _Run(self, part, task, ranks, progress)

@@ -90,6 +90,7 @@ class Segmentation:
     accumulate: int = field(default=1, metadata={"names": False})
     precision: str = field(default="float32", metadata={"names": False})
 
+    needs: ClassVar[str] = "label maps"
     presets: ClassVar[Mapping[str, "Segmentation"]]
 
     def __post_init__(self) -> None:
@@ -105,6 +106,17 @@ class Segmentation:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def check(self, encoder: Encoder, task: Task) -> None:
+        """Refuse data without label maps, and encoders whose grid takes no pyramid where one is needed.
+
+        Raises:
+            ValueError: If so.
+        """
+        check_images(encoder, task)
+        check_sources(task, "label maps")
+        if self.head == "upernet":
+            check_grid(encoder)
 
     def __call__(
         self,
@@ -134,10 +146,7 @@ class Segmentation:
             ValueError: If no label maps are known, or no pyramid can be made of the encoder's grid.
             NotFiniteError: If the mean loss of an epoch is not finite.
         """
-        check_images(encoder, task)
-        check_sources(task, "label maps")
-        if self.head == "upernet":
-            check_grid(encoder)
+        self.check(encoder, task)
         with own_random_numbers():
             run = _Run(self, encoder, task, ranks)
             run.fit.run(ranks, self.protocol, progress, checkpoints)
