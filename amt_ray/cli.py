@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from amt_ray.config import ConfigError, Experiment, evaluating, load_experiment
+from amt_ray.config import ConfigError, Experiment, load_experiment, protocol_options
 
 app = typer.Typer(
     add_completion=False,
@@ -87,13 +87,13 @@ def evaluate(
     set_: Overrides = None,
 ) -> None:
     """Measure trained models by a named protocol; several give mean and 95% interval."""
+    options = protocol_options(protocol, option or ())  # a wrong name is told before the slow imports
     from amt_ray.runtime.evaluate import evaluate_all, summary
     from amt_ray.runtime.trained import find
 
-    overrides = [*(set_ or ()), evaluating(protocol, option or ())]
-    models = [find(name, None, experiment, overrides) for name in run or ()]
-    models += [find(None, path, experiment, overrides) for path in checkpoint or ()]
-    results = evaluate_all(models, console, out, not no_test)
+    models = [find(name, None, experiment, set_ or ()) for name in run or ()]
+    models += [find(None, path, experiment, set_ or ()) for path in checkpoint or ()]
+    results = evaluate_all(models, protocol, options, console, out, not no_test)
     console.print(summary(results))
     console.print(f"Result files: {out.absolute()}", highlight=False, soft_wrap=True)
     _say_where(models[0].experiment)

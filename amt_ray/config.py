@@ -251,7 +251,7 @@ class Train(Section):
 class Eval(Section):
     """Probes during pretraining. Held-out train images choose (``eval/``); the test split is used once, at the end.
 
-    ``options`` are settings over those of a protocol: ``{knn: {k: [10, 20]}}``.
+    ``options`` are settings over those of a protocol, for when it is asked for: ``{knn: {k: [10, 20]}}``.
     """
 
     protocols: tuple[str, ...] = ("knn",)
@@ -260,8 +260,8 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _known(self) -> "Eval":
-        if unused := [name for name in self.options if name not in self.protocols]:
-            raise ValueError(f"eval.options must be of eval.protocols ({', '.join(self.protocols)}), got {unused[0]}.")
+        for name, options in self.options.items():
+            protocol(name, options)
         kinds = [type(chosen) for chosen in self.chosen]
         if len(set(kinds)) < len(kinds):
             raise ValueError(
@@ -387,6 +387,10 @@ class Experiment(Section):
             )
         if self.eval.protocols and not self.data.val_fraction:
             raise ValueError("data.val_fraction must be above 0 where eval.protocols are asked for, got 0.")
+        measured = tuple(f"eval/{name}" for chosen in self.eval.chosen for name in chosen.measures)
+        if self.sweep and not self.sweep.metric.startswith(measured):
+            told = ", ".join(f"{name}..." for name in measured) or "nothing"
+            raise ValueError(f"sweep.metric must be what eval.protocols measure ({told}), got {self.sweep.metric}.")
         return self
 
     @property
@@ -448,6 +452,16 @@ class Experiment(Section):
             set_dotted(tree, key, value)
         return experiment_from(tree)
 
+    def evaluated_by(self, name: str, options: Mapping[str, Any]) -> "Experiment":
+        """A copy whose evaluation is one protocol, with ``options`` over those that this one has for it.
+
+        Raises:
+            ConfigError: If a setting is wrong.
+        """
+        kept = {**self.eval.options.get(name, {}), **options}
+        chosen = {"every_epochs": 0, "protocols": [name], "options": {name: kept} if kept else {}}
+        return experiment_from(self.model_dump(mode="json") | {"eval": chosen, "sweep": None})
+
     def dotted(self) -> dict[str, Any]:
         """All keys but the sweep's, dotted, with their values: what MLflow keeps as params."""
         tree = self.model_dump(mode="json")
@@ -492,24 +506,19 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     return experiment_from(_located(tree))
 
 
-def evaluating(name: str, settings: Sequence[str]) -> str:
-    """The override that makes one protocol all of an experiment's evaluation.
-
-    Args:
-        name: The protocol.
-        settings: ``setting=value`` over the protocol's.
+def protocol_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """What ``setting=value`` words ask of a protocol.
 
     Raises:
         ConfigError: If there is no such protocol, or a setting is wrong.
     """
     options: dict[str, Any] = {}
     _set_all(options, settings, "--option")
-    chosen = {"every_epochs": 0, "protocols": [name], "options": {name: options} if options else {}}
     try:
         protocol(name, options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return f"eval={json.dumps(chosen)}"
+    return options
 
 
 def _set_all(tree: dict[str, Any], overrides: Sequence[str], flag: str = "--set") -> None:

@@ -20,7 +20,7 @@ def protocol(name: str, options: Mapping[str, Any] | None = None) -> Evaluation:
 
     Args:
         name: A preset's name, a file's name in ``core/evals``, or the dotted name of a module elsewhere.
-        options: Settings over the preset's; lists stand for tuples.
+        options: Settings over the preset's; lists, or one value, stand for tuples.
 
     Raises:
         ValueError: If there is no such protocol or setting, or a setting is out of its range.
@@ -37,11 +37,14 @@ def protocol(name: str, options: Mapping[str, Any] | None = None) -> Evaluation:
         if key not in settings:
             raise ValueError(f"eval.options of {name} must be of: {', '.join(settings)}, got {key}.")
     try:
-        changed: Evaluation = replace(preset, **{key: _tuples(value) for key, value in (options or {}).items()})
+        given = {key: _like(getattr(preset, key), value) for key, value in (options or {}).items()}
+        changed: Evaluation = replace(preset, **given)
     except TypeError as error:
         raise ValueError(f"eval.options of {name} must have the types of {preset}, got {options} ({error}).") from error
     return changed
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _like(known: Any, value: Any) -> Any:
+    if isinstance(known, tuple) and isinstance(value, int | float):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -19,7 +19,7 @@ Layers = int | Sequence[int] | Literal["rollout"]
 Heads = Literal["mean", "max"] | Sequence[int]
 
 
-def resolve_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+def resolve_layers(layers: int | Sequence[int] | str, depth: int) -> tuple[int, ...]:
     """Layer indices counted from the start, in increasing order, each once.
 
     Args:
@@ -29,7 +29,7 @@ def resolve_layers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     Raises:
         ValueError: If there is none, or one that the encoder does not have.
     """
-    wanted = [layers] if isinstance(layers, int) else list(layers)
+    wanted: list[Any] = [layers] if isinstance(layers, int) else list(layers)
     if not wanted or any(isinstance(layer, str) or not -depth <= layer < depth for layer in wanted):
         shown = layers if isinstance(layers, int) else list(layers)
         raise ValueError(f"attention.layers must be in [{-depth}, {depth - 1}] for {depth} blocks, got {shown}.")

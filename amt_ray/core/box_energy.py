@@ -54,6 +54,7 @@ def box_energy(
     objects: Callable[[int], Objects],
     scoring: Scoring,
     ranks: Ranks,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, float]:
     """Mean energy over images, of every layer's [CLS] attention and of what ``scoring`` makes of them.
 
@@ -66,6 +67,7 @@ def box_energy(
         objects: The objects of image ``i``.
         scoring: The scores of which the plans are drawn; its heads and precision are used for the layers as well.
         ranks: Each takes a share of the images; all get the result.
+        progress: Told the share that is done.
 
     Returns:
         ``box_energy`` of the scoring, ``box_energy_layer_00`` and so on of the layers, and ``box_energy_images``, how
@@ -73,7 +75,9 @@ def box_energy(
     """
     size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
     total = torch.zeros(encoder.depth + 2, dtype=torch.float64)
-    for index_B in rank_share(index_n, ranks.rank, ranks.size).split(BATCH):
+    mine = rank_share(index_n, ranks.rank, ranks.size)
+    for place, index_B in enumerate(mine.split(BATCH)):
+        progress(place * BATCH / len(mine) if len(mine) else 0.0)
         covered_BN = torch.stack([covered(objects(i), encoder.grid).flatten() for i in index_B.tolist()])
         telling_B = (covered_BN.amax(dim=1) > 0) & (covered_BN.amin(dim=1) < 1)
         if not bool(telling_B.any()):

@@ -11,7 +11,7 @@ from amt_ray.report.effects import effects
 from amt_ray.report.html import template
 from amt_ray.report.masks import MaskFigure
 from amt_ray.report.ranking import Comparison, Row, cost
-from amt_ray.report.runs import LOSS, TEST_METRIC, Run
+from amt_ray.report.runs import LOSS, Run
 
 Cell = tuple[str, float | str]  # what is shown, what the column sorts by
 
@@ -55,7 +55,11 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
         *((keys[key], key) for key in comparison.keys),
         (words.metric_name(metric), f"last value of {metric}"),
         (unit, "difference to the baseline"),
-        *([("test", f"{TEST_METRIC}, measured once at the end; it selects nothing")] if _has_test(comparison) else []),
+        *(
+            [("test", f"{comparison.source.test_metric}, measured once at the end; it selects nothing")]
+            if comparison.tested
+            else []
+        ),
         ("epochs", "epochs completed"),
         ("time", "training time"),
         ("time / base", "training time per epoch, relative to the baseline"),
@@ -67,7 +71,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
 def _cells(comparison: Comparison, row: Row) -> list[Cell]:
     metric, run = comparison.source.metric, row.run
     seconds, images_per_s = cost(run)
-    test = run.metric(TEST_METRIC)
+    test = run.metric(comparison.source.test_metric)
     role = "retrained" if run.kind == "retrain" else "baseline" if run.baseline else ""
     return [
         _cell("re" if run.kind == "retrain" else str(row.rank or words.NOTHING), row.rank),
@@ -75,7 +79,7 @@ def _cells(comparison: Comparison, row: Row) -> list[Cell]:
         *(_cell(run.params.get(key, words.NOTHING), run.params.get(key)) for key in comparison.keys),
         _cell(words.show_value(row.objective, metric), row.objective),
         _cell(words.show_delta(row.delta, metric), row.delta),
-        *([_cell(words.show_value(test, TEST_METRIC), test)] if _has_test(comparison) else []),
+        *([_cell(words.show_value(test, metric), test)] if comparison.tested else []),
         _cell(words.show_number(run.epochs), run.epochs),
         _cell(words.show_seconds(seconds), seconds),
         _cell(words.show_number(row.time_ratio, 2), row.time_ratio),
@@ -86,10 +90,6 @@ def _cells(comparison: Comparison, row: Row) -> list[Cell]:
 
 def _cell(shown: str, key: float | str | None) -> Cell:
     return shown, "" if key is None else key
-
-
-def _has_test(comparison: Comparison) -> bool:
-    return any(row.run.metric(TEST_METRIC) is not None for row in (*comparison.rows, *comparison.retrained))
 
 
 def _steps(comparison: Comparison, best: Run | None, tracking_uri: str) -> list[tuple[str, str]]:

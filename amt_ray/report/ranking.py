@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from amt_ray.report.runs import IMAGES_PER_S, TEST_METRIC, TRAIN_SECONDS, Run, Source
+from amt_ray.report.runs import IMAGES_PER_S, TRAIN_SECONDS, Run, Source
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Comparison:
     retrained: tuple[Row, ...]
     keys: tuple[str, ...]
     reference: Reference | None
+
+    @property
+    def tested(self) -> bool:
+        """Whether any run was measured on the test split."""
+        return any(row.run.metric(self.source.test_metric) is not None for row in (*self.rows, *self.retrained))
 
     @property
     def best(self) -> Row | None:
@@ -146,7 +151,7 @@ def _reference(source: Source) -> Reference | None:
     if not runs:
         return None
     epochs = {run.epochs for run in runs}
-    tests = [value for run in runs if (value := run.metric(TEST_METRIC)) is not None]
+    tests = [value for run in runs if (value := run.metric(source.test_metric)) is not None]
     seconds = [value for run in runs if (value := _seconds_per_epoch(run)) is not None]
     method = runs[0].tags.get("method", "").upper()
     return Reference(

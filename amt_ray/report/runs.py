@@ -14,7 +14,6 @@ DEFAULT_METRIC = "eval/knn_top1"
 LOSS = "train/loss"
 TRAIN_SECONDS = "perf/train_s"
 IMAGES_PER_S = "perf/images_per_s"
-TEST_METRIC = "test/knn_top1"
 COMPARED_KINDS = ("trial", "retrain", "pretrain")
 
 History = tuple[tuple[int, float], ...]
@@ -86,6 +85,11 @@ class Source:
     maximize: bool = True
     searched: tuple[str, ...] = ()
     sweep: Run | None = None
+
+    @property
+    def test_metric(self) -> str:
+        """The same of the test split."""
+        return self.metric.replace("eval/", "test/", 1)
 
 
 def read_sweep(client: MlflowClient, run_id: str) -> Source:

@@ -5,7 +5,6 @@ from rich.table import Table
 from rich.text import Text
 
 from amt_ray.report.ranking import Comparison, Row, cost
-from amt_ray.report.runs import TEST_METRIC
 from amt_ray.report.words import (
     NOTHING,
     headline,
@@ -47,7 +46,7 @@ def _table(comparison: Comparison) -> Table:
         table.add_column(Text(name), overflow="fold")
     table.add_column(Text(metric_name(metric)), justify="right", no_wrap=True)
     table.add_column("points" if is_fraction(metric) else "difference", justify="right", no_wrap=True)
-    if _has_test(comparison):
+    if comparison.tested:
         table.add_column("test", justify="right", no_wrap=True)
     table.add_column("epochs", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
@@ -65,7 +64,7 @@ def _table(comparison: Comparison) -> Table:
 def _cells(comparison: Comparison, row: Row) -> list[Text]:
     metric = comparison.source.metric
     seconds, images_per_s = cost(row.run)
-    test = [show_value(row.run.metric(TEST_METRIC), TEST_METRIC)] if _has_test(comparison) else []
+    test = [show_value(row.run.metric(comparison.source.test_metric), metric)] if comparison.tested else []
     cells = [
         _place(row),
         *(row.run.params.get(key, NOTHING) for key in _key_columns(comparison)),
@@ -94,7 +93,3 @@ def _style(comparison: Comparison, row: Row) -> str:
 
 def _key_columns(comparison: Comparison) -> dict[str, str]:
     return short_keys(comparison.keys[:MAX_KEYS])
-
-
-def _has_test(comparison: Comparison) -> bool:
-    return any(row.run.metric(TEST_METRIC) is not None for row in (*comparison.rows, *comparison.retrained))

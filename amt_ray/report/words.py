@@ -1,14 +1,13 @@
 """How numbers are spelled, and the one sentence that answers the comparison."""
 
 from amt_ray.report.ranking import Comparison, Row, replicates
-from amt_ray.report.runs import TEST_METRIC
 
 NOTHING = "—"
 
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is an accuracy, stored in 0..1 and shown in percent."""
-    return metric.endswith(("top1", "top5", "accuracy"))
+    return metric.endswith(("top1", "top5", "accuracy", "miou"))
 
 
 def metric_name(metric: str) -> str:
@@ -74,14 +73,14 @@ def retrained_sentences(comparison: Comparison) -> list[str]:
 
 
 def _retrained(comparison: Comparison, row: Row) -> str:
-    metric, test = comparison.source.metric, row.run.metric(TEST_METRIC)
+    metric, test = comparison.source.metric, row.run.metric(comparison.source.test_metric)
     text = f"Retrained: {row.run.name}, {show_value(row.objective, metric)} {metric_name(metric)}"
     if row.run.epochs:
         text += f" after {row.run.epochs} epochs"
     if test is not None:
-        text += f"; {show_value(test, TEST_METRIC)} on the test images"
+        text += f"; {show_value(test, metric)} on the test images"
         if comparison.reference and comparison.reference.test is not None:
-            text += f" (the {comparison.reference.name}: {show_value(comparison.reference.test, TEST_METRIC)})"
+            text += f" (the {comparison.reference.name}: {show_value(comparison.reference.test, metric)})"
     return f"{text}; {row.note}." if row.note else f"{text}."
 
 

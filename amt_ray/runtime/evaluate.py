@@ -5,9 +5,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from scipy import stats
 
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.checkpoint import WEIGHTS
+from amt_ray.core.evals import Evaluation
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Checkpoints, ProcessGroup, Ranks, Reporter, Silent, Solo
 from amt_ray.runtime import local, ray_train, tracking
@@ -71,7 +72,7 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
     Args:
         trained: The model; its experiment names the protocol.
         console: Where progress is shown.
-        out: Folder of result files.
+        out: Folder of result files; each is named by protocol, and by a hash of weights, data and settings.
         test: Whether the test split is measured.
 
     Raises:
@@ -99,12 +100,17 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
         max(experiment.ray.num_workers, 1), experiment.seed, run_id,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{protocol.protocol.partition('+')[0]}-{weights[:12]}.json").write_text(result.to_json())
+    (out / f"{short_name(protocol)}-{key[:12]}.json").write_text(result.to_json())
     tracking.log_text(target, run_id, "result.json", result.to_json())
     if trained.run_id:
-        told = json.dumps({"run": run_id, **metrics})
-        target.client.set_tag(trained.run_id, f"amt_ray.eval.{protocol.protocol.partition('+')[0]}", told)
+        told = json.dumps({"protocol": protocol.protocol, "run": run_id, **metrics})
+        target.client.set_tag(trained.run_id, f"amt_ray.eval.{short_name(protocol)}", told)
     return result
+
+
+def short_name(protocol: Evaluation) -> str:
+    """The preset's name, without what differs from it."""
+    return protocol.protocol.partition("+")[0]
 
 
 def _run_of(target: tracking.Target, experiment: Experiment, trained: Trained, name: str, key: str) -> str:
@@ -202,8 +208,23 @@ def shown(value: float) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.4g}"
 
 
-def evaluate_all(models: Sequence[Trained], console: Console, out: Path, test: bool = True) -> list[Result]:
+def evaluate_all(
+    models: Sequence[Trained],
+    protocol: str,
+    options: Mapping[str, Any],
+    console: Console,
+    out: Path,
+    test: bool = True,
+) -> list[Result]:
     """Evaluate several models by the same protocol.
+
+    Args:
+        models: The models.
+        protocol: Its name.
+        options: Settings over the protocol's, and over those in the models' experiments.
+        console: Where progress is shown.
+        out: Folder of result files.
+        test: Whether the test split is measured.
 
     Raises:
         ConfigError: If no model is named, or as in `evaluate`.
@@ -213,7 +234,8 @@ def evaluate_all(models: Sequence[Trained], console: Console, out: Path, test: b
     results = []
     for number, trained in enumerate(models, 1):
         console.print(f"{number} of {len(models)}: {trained.name}", highlight=False, soft_wrap=True)
-        results.append(evaluate(trained, console, out, test))
+        asked = replace(trained, experiment=trained.needed().evaluated_by(protocol, options))
+        results.append(evaluate(asked, console, out, test))
     return results
 
 

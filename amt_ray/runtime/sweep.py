@@ -114,7 +114,9 @@ def _retrain(experiment: Experiment, target: tracking.Target, parent: str, best:
     console.print(f"Training the best again on {again.ray.num_workers} workers ...", highlight=False, soft_wrap=True)
     train_run(again, target, run_id, console, "Retrain")
     values = target.client.get_run(run_id).data.metrics
-    shown = ", ".join(f"{key} {values[key]:.4f}" for key in (experiment.sweep.metric, "test/knn_top1") if key in values)
+    metric = experiment.sweep.metric
+    measured = (key for key in (metric, metric.replace("eval/", "test/")) if key in values)
+    shown = ", ".join(f"{key} {values[key]:.4f}" for key in measured)
     console.print(f"Retrained: {shown}", highlight=False, soft_wrap=True)
 
 

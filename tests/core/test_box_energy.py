@@ -7,6 +7,8 @@ from amt_ray.core.box_energy import box_energy, covered, energy
 from amt_ray.core.datasets import Objects
 from amt_ray.core.datasets.shapes import Shapes
 from amt_ray.core.decoded import decoded
+from amt_ray.core.evals import Task
+from amt_ray.core.evals.box_energy import BoxEnergy
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Solo
 from tests.core.probes import on_threads, tiny_encoder
@@ -88,3 +90,25 @@ def test_box_energy__leaves_out_images_whose_boxes_tell_nothing(shapes):
     encoder = tiny_encoder()
     assert box_energy(encoder, array, torch.arange(3), told.get, Scoring(), Solo())["box_energy_images"] == 1
     assert box_energy(encoder, array, torch.arange(1, 3), told.get, Scoring(), Solo()) == {}
+
+
+def test_protocol__gives_the_energy_of_held_out_and_test_images(shapes):
+    source, array = shapes
+    encoder, index = tiny_encoder(), torch.arange(30)
+    task = Task(array, index, torch.arange(30, 40), array, (8, 8), train_source=source, test_source=source)
+    found = BoxEnergy(layers=(0, 1), heads="max")(encoder, task, Solo(), test=True)
+    for split, chosen in (("eval", task.val_index), ("test", torch.arange(len(array)))):
+        alone = box_energy(encoder, array, chosen, source.objects, Scoring((0, 1), "max"), Solo())
+        assert {name: found[f"{split}/{name}"] for name in alone} == pytest.approx(alone)
+    assert BoxEnergy(layers="rollout").protocol == "box-energy-1+layers=rollout"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"layers": 2}, r"in \[-2, 1\] for 2 blocks, got 2"), ({"layers": "last"}, "got"), ({"heads": (4,)}, "below 2")],
+)
+def test_protocol__refuses_layers_and_heads_that_are_not_there(shapes, settings, message):
+    source, array = shapes
+    task = Task(array, torch.arange(9), torch.arange(9, 12), None, (8, 8), train_source=source)
+    with pytest.raises(ValueError, match=message):
+        BoxEnergy(**settings)(tiny_encoder(), task, Solo())

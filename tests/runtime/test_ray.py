@@ -14,11 +14,14 @@ import ray
 from mlflow import MlflowClient
 from rich.console import Console
 
+from amt_ray.config import protocol_options
 from amt_ray.core.checkpoint import read_training, read_weights
 from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import QUIET
+from amt_ray.runtime.evaluate import evaluate_all
 from amt_ray.runtime.pretrain import pretrain
 from amt_ray.runtime.sweep import recorded, sweep
+from amt_ray.runtime.trained import find
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.ray
@@ -51,23 +54,32 @@ def steps(client, run_id, key):
     return [point.step for point in client.get_metric_history(run_id, key)]
 
 
-def kill_a_worker_after(client, experiment_name, epoch):
-    """SIGKILL one training process as soon as MLflow has the epoch."""
-    for _ in range(600):
-        found = client.get_experiment_by_name(experiment_name)
-        for run in client.search_runs([found.experiment_id]) if found else []:
-            if run.data.metrics and max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch:
-                for process in psutil.Process().children(recursive=True):  # of this test's own Ray only
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.send_signal(signal.SIGKILL)
-                        return
-        time.sleep(0.1)
+def kill_a_worker_when(ready):
+    """In the background, SIGKILL one training process as soon as ``ready()``; the thread ends when it has done so."""
+
+    def kill():
+        for _ in range(600):
+            for process in psutil.Process().children(recursive=True) if ready() else ():  # of this test's own Ray only
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.send_signal(signal.SIGKILL)
+                    return
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    return killer
+
+
+def trained(client, experiment_name, epoch):
+    """Whether MLflow has the epoch."""
+    found = client.get_experiment_by_name(experiment_name)
+    runs = client.search_runs([found.experiment_id]) if found else []
+    return any(max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch for run in runs)
 
 
 def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place, client):
     experiment = tiny(name="two_workers", ray__num_workers=2, train__epochs=6, eval__every_epochs=3)
-    killer = threading.Thread(target=kill_a_worker_after, args=(client, "two_workers", 2), daemon=True)
-    killer.start()
+    killer = kill_a_worker_when(lambda: trained(client, "two_workers", 2))
     run_id = pretrain(experiment, quiet())
     assert not killer.is_alive()
     run = client.get_run(run_id)
@@ -149,3 +161,21 @@ def test_checkpoint__of_ray_train_reads_back_as_one_of_a_folder(place, client):
     weights, about = read_weights(folder)
     assert about["experiment"]["name"] == "two_workers" and "blocks.1.mlp.fc2.bias" in weights
     assert tracking.tracking_uri() == f"sqlite:///{place / 'mlflow.db'}"
+
+
+def test_evaluate__two_workers_one_of_them_killed_find_what_one_process_finds(place, client, monkeypatch):
+    run_id = client.search_runs([client.get_experiment_by_name("two_workers").experiment_id])[0].info.run_id
+    found = {}
+    for workers in (2, 0):
+        for name, settings in (("knn", ()), ("finetune-small-1", ("epochs=12", "warmup_epochs=1", "base_lr=0.02"))):
+            model = find(run_id, None, None, [f"ray.num_workers={workers}"])
+            if workers and name != "knn":
+                killer = kill_a_worker_when(lambda: any(place.glob("**/evaluations/*/epoch_00003")))
+            found[workers, name] = evaluate_all(
+                [model], name, protocol_options(name, settings), quiet(), place / "results"
+            )[0]
+    assert not killer.is_alive()
+    assert found[2, "knn"].metrics == pytest.approx(found[0, "knn"].metrics) and found[2, "knn"].workers == 2
+    alone, together = (found[workers, "finetune-small-1"].metrics["test/finetune_top1"] for workers in (0, 2))
+    assert together == pytest.approx(alone, abs=0.1) and alone > 0.2
+    assert client.get_run(found[2, "knn"].run_id).data.tags["mlflow.parentRunId"] == run_id

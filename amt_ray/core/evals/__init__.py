@@ -6,6 +6,7 @@ A protocol is a frozen object that is its own settings. Its contract:
   what differs from it (`protocol_name`), so that results of different protocols are never mixed unawares.
 - ``needs``: what images must be known to show: ``labels``, ``objects`` or ``label maps``; ``protocol.check(encoder,
   task)`` raises ValueError for a task that it cannot take (the encoder may be on the meta device).
+- ``measures``: what the names of its metrics begin with, after the split's.
 - ``protocol(encoder, task, ranks, test=..., progress=..., checkpoints=...) -> {metric: value}``: called by every rank,
   all get the result. Metrics are ``eval/...`` (images held out of train, which may choose between runs) and, only where
   ``test`` is true, ``test/...``. The encoder comes back bit-unchanged and in its mode.
@@ -57,6 +58,7 @@ class Evaluation(Protocol):
     """What a file in this folder offers."""
 
     needs: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]]
     presets: ClassVar[Mapping[str, Any]]
 
     @property
@@ -84,7 +86,11 @@ def protocol_name(settings: Any, presets: Mapping[str, Any]) -> str:
 
     def differences(preset: Any) -> list[str]:
         named = [f.name for f in fields(settings) if f.metadata.get("names", True)]
-        return [f"{n}={getattr(settings, n)}" for n in named if getattr(settings, n) != getattr(preset, n)]
+        return [f"{n}={_told(getattr(settings, n))}" for n in named if getattr(settings, n) != getattr(preset, n)]
 
     name, preset = min(presets.items(), key=lambda item: len(differences(item[1])))
     return "+".join([name, *differences(preset)])
+
+
+def _told(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

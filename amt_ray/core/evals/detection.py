@@ -82,6 +82,7 @@ class Detection:
     precision: str = field(default="float32", metadata={"names": False})
 
     needs: ClassVar[str] = "objects"
+    measures: ClassVar[tuple[str, ...]] = ("box_ap", "mask_ap")
     presets: ClassVar[Mapping[str, "Detection"]]
 
     def __post_init__(self) -> None:

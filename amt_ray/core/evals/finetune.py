@@ -123,6 +123,7 @@ class Finetune:
     precision: str = field(default="float32", metadata={"names": False})
 
     needs: ClassVar[str] = "labels"
+    measures: ClassVar[tuple[str, ...]] = ("finetune",)
     presets: ClassVar[Mapping[str, "Finetune"]]
 
     def __post_init__(self) -> None:

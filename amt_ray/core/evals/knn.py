@@ -101,6 +101,7 @@ class KNN:
     precision: str = field(default="float32", metadata={"names": False})
 
     needs: ClassVar[str] = "labels"
+    measures: ClassVar[tuple[str, ...]] = ("knn",)
     presets: ClassVar[Mapping[str, "KNN"]]
 
     def __post_init__(self) -> None:

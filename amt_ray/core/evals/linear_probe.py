@@ -112,6 +112,7 @@ class LinearProbe:
     precision: str = field(default="float32", metadata={"names": False})
 
     needs: ClassVar[str] = "labels"
+    measures: ClassVar[tuple[str, ...]] = ("linear",)
     presets: ClassVar[Mapping[str, "LinearProbe"]]
 
     def __post_init__(self) -> None:
@@ -124,11 +125,15 @@ class LinearProbe:
                 "the recipe must have one learning rate, one weight decay and no cached views, "
                 f"got {self.base_lrs}, {self.weight_decays} and {self.views}."
             )
-        if not self.rates(256) or self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs or self.views < 0:
+        if not self.rates(256) or self.views < 0:
             raise ValueError(
-                "there must be a learning rate, a weight decay, at least 1 epoch, no more of them to warm up, and no "
-                f"fewer than 0 views, got {self.base_lrs}, {self.weight_decays}, {self.epochs}, {self.warmup_epochs} "
-                f"and {self.views}."
+                "there must be a learning rate, a weight decay and no fewer than 0 views, "
+                f"got {self.base_lrs}, {self.weight_decays} and {self.views}."
+            )
+        if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                "epochs must be at least 1 and warmup_epochs at most epochs, "
+                f"got {self.epochs} and {self.warmup_epochs}."
             )
         if not (0 < self.held_out < 1 and 0 < self.test_crop <= 1):
             raise ValueError(f"held_out and test_crop must be in (0, 1), got {self.held_out} and {self.test_crop}.")

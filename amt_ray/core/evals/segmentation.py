@@ -91,6 +91,7 @@ class Segmentation:
     precision: str = field(default="float32", metadata={"names": False})
 
     needs: ClassVar[str] = "label maps"
+    measures: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy")
     presets: ClassVar[Mapping[str, "Segmentation"]]
 
     def __post_init__(self) -> None:

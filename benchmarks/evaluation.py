@@ -1,0 +1,106 @@
+"""Time, and the share of it spent outside the model, of the evaluation protocols on one checkpoint; their agreement.
+
+Each protocol runs once, in this process, on the same images to learn from (evenly taken from the training part),
+the same held-out images and the same test split. Inside the model: forward passes of the encoder and, in fine-tuning,
+of the whole network with its backward passes; outside: decoding, crops, neighbours, heads, optimizers.
+
+    python benchmarks/evaluation.py --checkpoint FOLDER [--images 5000] [--quick] [--json FILE]
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from amt_ray.core.classifier import Classifier
+from amt_ray.core.encoder import Encoder
+from amt_ray.core.ports import Solo
+from amt_ray.protocols import protocol
+from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.trained import find
+
+PROTOCOLS = ("knn-20-t0.07", "linear-fast-1", "mae-linear-fast-1", "mae-linear-90", "finetune-small-1")
+INSIDE = ((Encoder, "encode"), (Classifier, "forward"), (torch.Tensor, "backward"))
+
+
+class Clock:
+    """Seconds spent in the outermost of the wrapped calls."""
+
+    def __init__(self):
+        self.seconds, self.depth = 0.0, 0
+
+    def wrapped(self, function):
+        """The function, timed."""
+
+        def timed(*args, **kwargs):
+            started, self.depth = time.perf_counter(), self.depth + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.depth -= 1
+                if not self.depth:
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    self.seconds += time.perf_counter() - started
+
+        return timed
+
+
+@contextlib.contextmanager
+def timed_model():
+    """A clock of what the model takes meanwhile."""
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        for owner, name in INSIDE:
+            stack.enter_context(mock.patch.object(owner, name, clock.wrapped(getattr(owner, name))))
+        yield clock
+
+
+def measure(name, options, encoder, task, ranks):
+    """One row."""
+    started = time.perf_counter()
+    with timed_model() as clock:
+        found = protocol(name, options)(encoder, task, ranks, test=True)
+    seconds = time.perf_counter() - started
+    values = {split: next(v for k, v in found.items() if k.startswith(f"{split}/") and "top1" in k) for split in
+              ("eval", "test")}  # fmt: skip
+    return {"protocol": protocol(name, options).protocol, "seconds": seconds, "outside": 1 - clock.seconds / seconds,
+            "eval_top1": values["eval"], "test_top1": values["test"]}  # fmt: skip
+
+
+def main():
+    """Measure one after the other, print rows as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--protocols", nargs="*", default=PROTOCOLS)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    told = parser.parse_args()
+    trained = find(None, told.checkpoint, None, [])
+    splits = load_splits(trained.needed())
+    images = 500 if told.quick else told.images
+    every = max(1, len(splits.task.train_index) // images)  # folders are sorted by class
+    task = dataclasses.replace(splits.task, train_index=splits.task.train_index[::every][:images])
+    ranks = Solo("cuda" if torch.cuda.is_available() else "cpu")
+    encoder, rows = trained.encoder().to(ranks.device), []
+    counts = f"{len(task.train_index)} images to learn from, {len(task.val_index)} held out, {len(task.test)} test"
+    print(f"{trained.needed().data.name}: {counts}, {ranks.device}")
+    print("| protocol | eval top-1 | test top-1 | seconds | outside the model |\n| --- | --- | --- | --- | --- |")
+    for name in told.protocols:
+        options = {"epochs": 10, "warmup_epochs": 1} if told.quick and "knn" not in name else {}
+        row = measure(name, options, encoder, task, ranks)
+        rows.append(row)
+        print(f"| `{row['protocol']}` | {row['eval_top1']:.4f} | {row['test_top1']:.4f} | {row['seconds']:.1f} | "
+              f"{row['outside']:.1%} |", flush=True)  # fmt: skip
+        if told.json:
+            told.json.write_text(json.dumps({"rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

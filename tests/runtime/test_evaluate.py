@@ -1,0 +1,201 @@
+"""Evaluations of finished runs and of files: figures, records, going on, and what is refused before anything starts."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+from scipy.stats import bootstrap, ttest_1samp
+
+from amt_ray.config import ConfigError, protocol_options
+from amt_ray.core.ports import Solo
+from amt_ray.protocols import presets, protocol
+from amt_ray.runtime import evaluate as evaluating_module
+from amt_ray.runtime import local
+from amt_ray.runtime.evaluate import evaluate_all, interval, summary
+from amt_ray.runtime.pretrain import RunFailedError, pretrain
+from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.trained import find
+from tests.runtime.test_local import SHAPES
+from tests.tiny import tiny
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Two seeds of a run on shapes, probed in two ways while training, and their tracking store."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMT_RAY_CACHE", str(folder / "cache"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.chdir(folder)
+        settings = {"ray__num_workers": 0, "ray__storage_path": str(folder / "runs")} | SHAPES
+        probes = {"eval__protocols": ["knn", "linear-fast-1"], "eval__options": {"linear-fast-1": {"epochs": 3}}}
+        runs = [pretrain(tiny(**settings, **probes, seed=seed), quiet()) for seed in (0, 1)]
+    return runs, f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture(autouse=True)
+def _store(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store[1])
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def client(store):
+    return MlflowClient(store[1])
+
+
+def evaluated(runs, folder, name, *settings, overrides=(), test=True):
+    models = [find(run, None, None, overrides) for run in runs]
+    return evaluate_all(models, name, protocol_options(name, settings), quiet(), folder, test)
+
+
+def evaluations(client, run_id):
+    runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return [run for run in runs if run.data.tags.get("amt_ray.kind") == "evaluate"]
+
+
+def test_pretraining__measures_every_protocol_asked_for(store, client):
+    metrics = client.get_run(store[0][0]).data.metrics
+    assert {"eval/knn_top1", "eval/linear_top1", "test/knn_top1", "test/linear_top1"} <= metrics.keys()
+
+
+def test_evaluate__gives_what_the_protocol_gives_and_records_all_of_it(store, client, tmp_path):
+    results = evaluated(store[0], tmp_path / "out", "knn", "k=[5,10]")
+    for run_id, result in zip(store[0], results, strict=True):
+        model = find(run_id, None, None, ())
+        task = load_splits(model.experiment).task
+        wanted = protocol("knn", {"k": [5, 10]})(model.encoder(), task, Solo(), test=True)
+        assert result.metrics == wanted and "test/knn10_top1" in wanted
+        child = next(r for r in evaluations(client, run_id) if r.info.run_id == result.run_id)
+        assert child.info.status == "FINISHED" and child.data.metrics == pytest.approx(wanted)
+        told = json.loads(client.get_run(run_id).data.tags["amt_ray.eval.knn-20-t0.07"])
+        assert told["protocol"] == result.protocol == "knn-20-t0.07+k=5,10" and told["run"] == result.run_id
+        assert told["eval/knn_top1"] == wanted["eval/knn_top1"]
+    files = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert sorted(file["run_id"] for file in files) == sorted(result.run_id for result in results)
+    file = next(file for file in files if file["run_id"] == results[0].run_id)
+    assert file["settings"]["k"] == [5, 10] and file["settings"]["temperature"] == 0.07 and file["workers"] == 1
+    assert file["data"]["name"] == "shapes" and file["weights"] != files[1 - files.index(file)]["weights"]
+
+
+def test_summary__has_mean_deviation_and_interval_over_models(store, tmp_path):
+    results = evaluated(store[0], tmp_path, "knn")
+    out = quiet()
+    out.print(summary(results))
+    shown = out.file.getvalue()
+    values = [result.metrics["eval/knn_top1"] for result in results]
+    row = next(line for line in shown.splitlines() if "eval/knn_top1" in line)
+    assert [f"{value:.4f}" in row for value in values] == [True, True] and f"{np.mean(values):.4f}" in row
+    assert "knn-20-t0.07" in shown and "95% interval" in shown
+
+
+def test_interval__is_that_of_students_t():
+    values = [0.61, 0.64, 0.60, 0.66]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == (f"{np.mean(values):.4f}", f"{np.std(values, ddof=1):.4f}", f"{low:.4f} to {high:.4f}")
+    normal = bootstrap((values,), np.mean, rng=0).confidence_interval
+    assert low < normal.low and high > normal.high  # a few seeds tell less than their spread suggests
+
+
+def test_evaluate__stopped_goes_on_with_the_same_run_to_the_same_figures(store, client, monkeypatch, tmp_path):
+    asked = (store[0][:1], tmp_path, "finetune-small-1", "epochs=4", "warmup_epochs=1", "batch_size=64")
+    saved, save = [], local.FolderCheckpoints.save
+
+    def stopping(self, epoch, *args):
+        save(self, epoch, *args)
+        saved.append(epoch)
+        if saved == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.FolderCheckpoints, "save", stopping)
+    with pytest.raises(RunFailedError, match="The same command goes on"):
+        evaluated(*asked)
+    killed = [run for run in evaluations(client, store[0][0]) if run.info.status == "KILLED"]
+    assert len(killed) == 1 and not list(tmp_path.glob("*.json"))
+    resumed = evaluated(*asked)[0]
+    assert saved == [1, 2, 3, 4] and resumed.run_id == killed[0].info.run_id
+    alone = evaluated(*asked)[0]
+    assert saved == [1, 2, 3, 4, 1, 2, 3, 4] and alone.run_id != resumed.run_id and alone.metrics == resumed.metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "prefix"),
+    [
+        ("box-energy-1", (), "box_energy_layer_00"),
+        ("detection-fast-1", ("epochs=1", "channels=8", "rois=8", "proposals=8", "warmup_steps=0"), "box_ap50"),
+        ("linear-seg-fast-1", ("epochs=1", "warmup_steps=0"), "miou"),
+        ("mae-linear-90", ("epochs=1", "warmup_epochs=0"), "linear_top1"),
+    ],
+)
+def test_evaluate__any_protocol_measures_a_run_on_shapes(store, tmp_path, name, settings, prefix):
+    result = evaluated(store[0][:1], tmp_path, name, *settings, test=False)[0]
+    assert f"eval/{prefix}" in result.metrics and not any(key.startswith("test/") for key in result.metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nearest", (), "an evaluation protocol must be one of .*knn-20-t0.07.*, got nearest"),
+        ("knn", ("neighbours=3",), "must be of: k, temperature, features.*, got neighbours"),
+        ("knn", ("temperature=-1",), "k and temperature must be above 0"),
+        ("knn", ("k=many",), "must have the types of"),
+        ("knn", ("k",), "--option must be key.path=value, got 'k'"),
+    ],
+)
+def test_protocol_options__say_in_a_line_what_is_wrong(name, settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        protocol_options(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "data", "message"),
+    [
+        ("knn", ("k=[5000]",), None, "k must be at most the number of bank images, got 5000"),
+        ("detection", (), "digits", "images with objects in train and test, got images without objects"),
+        ("segmentation", (), "digits", "images with label maps in train and test"),
+        ("box_energy", ("layers=9",), None, "for 2 blocks, got 9"),
+    ],
+)
+def test_evaluate__data_that_a_protocol_cannot_take_are_refused_before_there_is_a_run(
+    store, client, monkeypatch, tmp_path, name, settings, data, message
+):
+    overrides = [f"data={{name: {data}, image_size: 16}}"] if data else []
+    before = len(evaluations(client, store[0][0]))
+    monkeypatch.setattr(evaluating_module, "run_protocol", None)
+    with pytest.raises(ConfigError, match=message):
+        evaluated(store[0][:1], tmp_path, name, *settings, overrides=overrides)
+    assert len(evaluations(client, store[0][0])) == before
+
+
+def test_presets__every_name_is_of_one_protocol_only():
+    for name, preset in presets().items():
+        assert protocol(name) is preset or protocol(name) == preset
+        assert preset.protocol == name
+
+
+def test_command__evaluates_a_checkpoint_and_prints_the_table(store, tmp_path):
+    path = find(store[0][0], None, None, ()).path
+    command = [sys.executable, "-m", "amt_ray.cli", "evaluate", "knn", "--checkpoint", str(path), "--option", "k=3"]
+    done = subprocess.run([*command, "--no-test"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "knn-20-t0.07+k=3" in done.stdout and "eval/knn_top1" in done.stdout and "test/" not in done.stdout
+    assert json.loads(next((tmp_path / "results").glob("knn-20-t0.07-*.json")).read_text())["model"] == str(path)
+    done = subprocess.run([*command[:5], "--option", "k=3"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "amt-ray: at least one --run or --checkpoint must be given, got none.\n"
+
+
+def test_evaluate__keeps_the_options_that_an_experiment_has_for_the_protocol(tmp_path):
+    experiment = tiny(eval__protocols=["knn"], eval__options={"knn": {"k": [3], "temperature": 0.2}})
+    assert experiment.evaluated_by("knn", {"k": 4}).eval.chosen == [protocol("knn", {"k": 4, "temperature": 0.2})]
+    assert experiment.evaluated_by("linear-fast-1", {}).eval.chosen == [protocol("linear-fast-1")]
