@@ -24,7 +24,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=val
 Resume = Annotated[str | None, typer.Option("--resume", help="MLflow id of an interrupted run to go on with.")]
 
 RunId = Annotated[str | None, typer.Option("--run", help="MLflow id of a finished run.")]
-CheckpointPath = Annotated[Path | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder.")]
+CheckpointPath = Annotated[
+    str | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder: a path, s3://, gs://.")
+]
 
 
 @app.callback()
@@ -78,7 +80,7 @@ def evaluate(
     protocol: Annotated[str, typer.Argument(help="A protocol: knn, linear-fast-1, mae-finetune-100, ...")],
     experiment: ExperimentFile = None,
     run: Annotated[list[str] | None, typer.Option("--run", help="MLflow id of a run; may be repeated.")] = None,
-    checkpoint: Annotated[list[Path] | None, typer.Option("--checkpoint", help="Weights; may be repeated.")] = None,
+    checkpoint: Annotated[list[str] | None, typer.Option("--checkpoint", help="Weights; may be repeated.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="setting=value over the protocol's; may be repeated.")
     ] = None,

@@ -239,7 +239,10 @@ class Optim(Section):
 
 
 class Train(Section):
-    """``batch_size`` is global: over all workers and accumulated micro-batches."""
+    """``batch_size`` is global: over all workers and accumulated micro-batches.
+
+    ``keep_checkpoints``: the newest ones; the best by the first probe (in a sweep, by its metric) stays as well.
+    """
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=1)
@@ -277,7 +280,11 @@ class Eval(Section):
 
 
 class Ray(Section):
-    """Workers. ``num_workers: 0`` runs in this process, without Ray."""
+    """Workers. ``num_workers: 0`` runs in this process, without Ray.
+
+    ``storage_path`` is where checkpoints go, seen by all nodes: a folder, ``s3://bucket/...``, ``gs://bucket/...``; an
+    S3 server of one's own as ``s3://bucket/...?endpoint_override=http://host:9000``.
+    """
 
     num_workers: int = Field(1, ge=0)
     use_gpu: bool = False
@@ -434,6 +441,14 @@ class Experiment(Section):
         """What makes the scores."""
         precision = self.attention.precision or self.train.precision
         return Scoring(self.attention.layers, self.attention.heads, PRECISIONS[precision])
+
+    @property
+    def best(self) -> tuple[str, str] | None:
+        """Metric (or what its name begins with) and mode by which the best checkpoint is kept: the sweep's, else the
+        first that the first protocol measures, of all of which more is better."""
+        if self.sweep is not None:
+            return self.sweep.metric, self.sweep.mode
+        return (f"eval/{self.eval.chosen[0].measures[0]}", "max") if self.eval.protocols else None
 
     @property
     def schedule(self) -> Schedule:

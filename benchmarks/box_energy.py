@@ -15,6 +15,7 @@ from amt_ray.config import load_experiment
 from amt_ray.core.ports import Silent, Solo
 from amt_ray.runtime import local
 from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.storage import StoredCheckpoints
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "tiny_imagenet_cpu.yaml"
 SHOWN = ("train/loss", "attention/box_energy", "eval/knn_top1", "test/knn_top1")
@@ -43,7 +44,7 @@ def measure(experiment, folder):
     energies = local.attention_on_objects(experiment, splits, ranks)
     before = energies(pretraining.model)
     pretraining.run(
-        reporter, local.FolderCheckpoints(folder, 1), local.evaluation(experiment, splits.task, ranks), energies
+        reporter, StoredCheckpoints(folder, keep=1), local.evaluation(experiment, splits.task, ranks), energies
     )
     return before, energies(pretraining.model), reporter.last
 

@@ -54,6 +54,10 @@ class Reporter(Protocol):
         """Record a picture."""
         ...
 
+    def warning(self, line: str) -> None:
+        """Tell the user what went other than planned."""
+        ...
+
 
 class Checkpoints(Protocol):
     """Where checkpoints go."""
@@ -156,4 +160,7 @@ class Silent:
         """Nothing."""
 
     def image(self, name: str, png: bytes) -> None:
+        """Nothing."""
+
+    def warning(self, line: str) -> None:
         """Nothing."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import ray
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.runtime.storage import storage_environment
 from amt_ray.runtime.tracking import tracking_environment
 
 # Ray reads these when it is imported or when a run starts; a user's own value stays
@@ -31,7 +32,8 @@ def connected(experiment: Experiment) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    variables = {k: os.environ[k] for k in (*QUIET, *CACHE_VARIABLES) if k in os.environ} | tracking_environment()
+    variables = {k: os.environ[k] for k in (*QUIET, *CACHE_VARIABLES) if k in os.environ}
+    variables |= tracking_environment() | storage_environment()
     ray.init(
         address=experiment.ray.address or os.environ.get("RAY_ADDRESS"),
         log_to_driver=False,

@@ -21,12 +21,13 @@ from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.checkpoint import WEIGHTS
 from amt_ray.core.evals import Evaluation
 from amt_ray.core.loop import NotFiniteError
-from amt_ray.core.ports import Checkpoints, ProcessGroup, Ranks, Reporter, Silent, Solo
+from amt_ray.core.ports import ProcessGroup, Ranks, Reporter, Silent, Solo
 from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
 from amt_ray.runtime.pretrain import RunFailedError, _reason, storage_of
 from amt_ray.runtime.progress import following
 from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched, joined
 from amt_ray.runtime.trained import Trained
 
 
@@ -125,10 +126,11 @@ def _run_of(target: tracking.Target, experiment: Experiment, trained: Trained, n
 def _measure(
     experiment: Experiment, trained: Trained, target: tracking.Target, run_id: str, console: Console, test: bool
 ) -> dict[str, float]:
-    storage = f"{storage_of(experiment)}/evaluations"
+    storage = joined(storage_of(experiment), "evaluations")
     told = {
         "experiment": experiment.model_dump(mode="json"),
-        "path": str(trained.path.absolute()),
+        "path": trained.source or str(trained.path.absolute()),
+        "place": joined(storage, run_id),
         "target": asdict(target),
         "run_id": run_id,
         "test": test,
@@ -139,16 +141,16 @@ def _measure(
         with tracking.run_status(target, run_id, _reason), following(console, target, run_id, title, 1, "share"):
             if experiment.ray.num_workers == 0:
                 ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
-                checkpoints = local.FolderCheckpoints(Path(storage) / run_id, 1)
+                told["path"] = str(trained.path.absolute())
                 with tracking.MlflowReporter(target, run_id) as reporter:
-                    found = run_protocol(told, ranks, reporter, checkpoints)
+                    found = run_protocol(told, ranks, reporter)
             else:
                 with connected(experiment):
                     concurrent_runs(experiment)
                     found = ray_train.trainer(worker, told, experiment, run_id, storage).fit().return_value
     except (KeyboardInterrupt, SystemExit):
         raise RunFailedError(f"Stopped. {again}") from None
-    except (TrainingFailedError, NotFiniteError) as error:
+    except (TrainingFailedError, NotFiniteError, StorageError) as error:
         raise RunFailedError(f"{_reason(error)} {again}") from error
     return found
 
@@ -157,13 +159,16 @@ def worker(told: dict[str, Any]) -> dict[str, float]:
     """One worker's part of an evaluation."""
     ranks, target = ProcessGroup(get_device()), tracking.Target(**told["target"])
     with tracking.MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else nullcontext(Silent()) as reporter:
-        return run_protocol(told, ranks, reporter, ray_train.TrainCheckpoints(ranks.rank))
+        return run_protocol(told, ranks, reporter, ray_train.report)
 
 
-def run_protocol(told: dict[str, Any], ranks: Ranks, reporter: Reporter, checkpoints: Checkpoints) -> dict[str, float]:
+def run_protocol(
+    told: dict[str, Any], ranks: Ranks, reporter: Reporter, after: AfterSave | None = None
+) -> dict[str, float]:
     """The protocol on this rank; every rank gets the metrics, and rank 0 records them."""
     experiment = Experiment.model_validate(told["experiment"])
-    encoder = Trained(Path(told["path"]), experiment).encoder().to(ranks.device)
+    encoder = Trained(fetched(told["path"]), experiment).encoder().to(ranks.device)
+    checkpoints = StoredCheckpoints(told["place"], ranks, 1, None, reporter.warning, after)
     task = load_splits(experiment).task
     assert task is not None
     spoke = 0.0

@@ -1,9 +1,7 @@
 """From a configuration to the core's objects, run in this process: what every worker and trial does."""
 
 import random
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from amt_ray.core.preview import PlanOf, montage, preview
 from amt_ray.core.sampling import steps_per_epoch
 from amt_ray.core.weights import start_from
 from amt_ray.runtime.splits import Splits, load_splits
+from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched
 
 PREVIEW_IMAGES = 8
 BOX_IMAGES = 1024  # enough for a mean within about 2% of its value, at a small part of a refresh
@@ -38,8 +37,8 @@ def build_model(experiment: Experiment) -> Any:
     method = plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
     if model.checkpoint:
         try:
-            start_from(method, model.checkpoint)
-        except ValueError as error:
+            start_from(method, fetched(model.checkpoint))
+        except (ValueError, StorageError) as error:
             raise ConfigError(str(error)) from error
     return method
 
@@ -126,6 +125,14 @@ def attention_on_objects(experiment: Experiment, splits: Splits, ranks: Ranks) -
     return measure
 
 
+def stored(
+    experiment: Experiment, uri: str, ranks: Ranks, reporter: Reporter, after: AfterSave | None = None
+) -> StoredCheckpoints:
+    """A run's checkpoints at ``uri``, as many as the experiment keeps, with warnings in the run's record."""
+    keep = experiment.train.keep_checkpoints
+    return StoredCheckpoints(uri, ranks, keep, experiment.best, reporter.warning, after)
+
+
 def run(
     experiment: Experiment,
     ranks: Ranks,
@@ -149,35 +156,3 @@ def run(
         attention_on_objects(experiment, splits, ranks),
         picture,
     )
-
-
-class FolderCheckpoints:
-    """Checkpoints in a folder of this machine, the newest few kept.
-
-    Args:
-        folder: Where ``epoch_NNNN`` folders go.
-        keep: How many stay.
-    """
-
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
-
-    def _whole(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("epoch_*") if p.is_dir() and p.suffix != ".partial")
-
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        whole = self._whole()
-        return whole[-1] if whole else None
-
-    def save(self, epoch: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        """Write beside, then rename: a folder of the final name is whole."""
-        target = self.folder / f"epoch_{epoch:05d}"
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in self._whole()[: -self.keep]:
-            shutil.rmtree(old)

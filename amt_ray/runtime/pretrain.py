@@ -15,6 +15,7 @@ from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
 from amt_ray.runtime.progress import following
 from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.storage import StorageError, StoredCheckpoints, joined
 
 
 class RunFailedError(RuntimeError):
@@ -22,9 +23,9 @@ class RunFailedError(RuntimeError):
 
 
 def storage_of(experiment: Experiment) -> str:
-    """Absolute place of checkpoints; an address with a scheme stays as it is."""
+    """Absolute place of the experiment's runs, each of which has its checkpoints in a folder of its id."""
     path = experiment.ray.storage_path
-    return path if "://" in path else str(Path(path).expanduser().resolve() / experiment.name)
+    return joined(path if "://" in path else str(Path(path).expanduser().resolve()), experiment.name)
 
 
 def pretrain(experiment: Experiment, console: Console, resume: str | None = None) -> str:
@@ -50,12 +51,16 @@ def pretrain(experiment: Experiment, console: Console, resume: str | None = None
 
 
 def check_inputs(experiment: Experiment, console: Console) -> None:
-    """Decode the data set here first (the workers of this node find it done), say what it is, and read the checkpoint
-    to start from if there is one.
+    """See that checkpoints can be written, read the one to start from if there is one, decode the data set (the workers
+    of this node find it done) and say what it is.
 
     Raises:
-        ConfigError: If either is not as it must be.
+        ConfigError: If one of them is not as it must be.
     """
+    try:
+        StoredCheckpoints(storage_of(experiment)).check()
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
     if experiment.model.checkpoint:
         local.build_model(experiment)
     with console.status("Decoding images ..."):
@@ -77,25 +82,23 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
         with tracking.run_status(target, run_id, _reason):
             with following(console, target, run_id, title, experiment.train.epochs):
                 if experiment.ray.num_workers == 0:
-                    path: str | None = _here(experiment, target, run_id, Path(storage) / run_id)
+                    _here(experiment, target, run_id, joined(storage, run_id))
                 else:
                     with connected(experiment):
                         concurrent_runs(experiment)
-                        path = ray_train.fit(experiment, target, run_id, storage)
-            if path:
-                tracking.note_checkpoint(target, run_id, path)
+                        ray_train.fit(experiment, target, run_id, storage)
+            tracking.note_checkpoint(target, run_id, StoredCheckpoints(joined(storage, run_id)).listed()[-1].uri)
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into an exit
         raise RunFailedError(f"Stopped. {how}") from None
-    except (TrainingFailedError, NotFiniteError) as error:
+    except (TrainingFailedError, NotFiniteError, StorageError) as error:
         raise RunFailedError(f"{_reason(error)} {how}") from error
 
 
-def _here(experiment: Experiment, target: tracking.Target, run_id: str, folder: Path) -> str | None:
-    checkpoints = local.FolderCheckpoints(folder, experiment.train.keep_checkpoints)
+def _here(experiment: Experiment, target: tracking.Target, run_id: str, place: str) -> None:
     ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
     with tracking.MlflowReporter(target, run_id) as reporter:
+        checkpoints = local.stored(experiment, place, ranks, reporter)
         local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id})
-    return str(checkpoints.latest())
 
 
 def _reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from amt_ray.runtime.tracking import Target
+from amt_ray.runtime.tracking.reporter import WARNING
 
 POLL_S = 1.0
 PLAIN_EVERY_S = 15.0
@@ -93,9 +94,15 @@ def following(
     client, stop = target.client, threading.Event()
 
     def poll(board: Board) -> None:
-        while not stop.wait(POLL_S):
+        told = client.get_run(run_id).data.tags.get(WARNING)
+        over = False
+        while not over:
+            over = stop.wait(POLL_S)  # then one look more: the last warning may be of this second
             run = client.get_run(run_id)
             values = run.data.metrics
+            if run.data.tags.get(WARNING) != told:
+                told = run.data.tags[WARNING]
+                board.say(f"  warning: {told}")
             epoch = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
             share = float(run.data.tags.get("amt_ray.progress", "0"))
             shown = [f"{key} {values[key]:.4g}" for key in ("train/loss", "eval/knn_top1") if key in values]

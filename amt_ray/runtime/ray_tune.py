@@ -1,8 +1,9 @@
 """Ray Tune: a sweep's trials, packed by what they ask for, each an MLflow child run."""
 
+import json
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from amt_ray.core.ports import Solo
 from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
 from amt_ray.runtime.progress import Board
+from amt_ray.runtime.storage import StoredCheckpoints, joined
 from amt_ray.space import OptunaSpace, Points, label
 
 
@@ -73,25 +75,11 @@ class PointSearch(Searcher):
             self.optuna.restore(f"{checkpoint_path}.optuna")
 
 
-class TuneCheckpoints:
-    """Checkpoints reported to Ray Tune by a trial that trains in its own process."""
-
-    def __init__(self) -> None:
-        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
-
-    def latest(self) -> Path | None:
-        """The trial's newest checkpoint, after a retry or a resumed sweep."""
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            return None
-        self._unpacked = tempfile.TemporaryDirectory()
-        return Path(checkpoint.to_directory(self._unpacked.name))
-
-    def save(self, epoch: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        """Report the epoch with its checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            tune.report({**metrics, "epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
+def report(epoch: int, metrics: Mapping[str, float], uri: str) -> None:
+    """Tell Ray Tune of an epoch, with no more of its checkpoint than where it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "pointer.json").write_text(json.dumps({"checkpoint": uri}))
+        tune.report({**metrics, "epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
 
 
 def trial(config: dict[str, Any], told: dict[str, Any]) -> None:
@@ -107,7 +95,8 @@ def trial(config: dict[str, Any], told: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
     with tracking.MlflowReporter(target, run_id) as reporter:
-        local.run(experiment, ranks, reporter, TuneCheckpoints(), {"mlflow_run_id": run_id})
+        checkpoints = local.stored(experiment, joined(told["storage"], run_id), ranks, reporter, report)
+        local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id})
 
 
 def trial_resources(experiment: Experiment) -> dict[str, float]:
@@ -138,9 +127,16 @@ class TrialWatch(tune.Callback):
     """In the driver: shows where the trials are, and closes their MLflow runs (also of trials that were stopped)."""
 
     def __init__(
-        self, experiment: Experiment, target: tracking.Target, parent: str, points: Points, board: Board
+        self,
+        experiment: Experiment,
+        target: tracking.Target,
+        parent: str,
+        storage: str,
+        points: Points,
+        board: Board,
     ) -> None:
         assert experiment.sweep is not None
+        self.storage = storage
         self.experiment, self.target, self.parent, self.points, self.board = experiment, target, parent, points, board
         self.metric, self.mode = experiment.sweep.metric, experiment.sweep.mode
         self.epochs: dict[int, int] = {}
@@ -171,7 +167,7 @@ class TrialWatch(tune.Callback):
         tags = {}
         if epoch < self.experiment.train.epochs:
             tags["amt_ray.stopped_early"] = f"asha at epoch {epoch}"
-        self._close(index, "FINISHED", tags, self._checkpoint(trial))
+        self._close(index, "FINISHED", tags)
         value = result.get(self.metric)
         name = label(trial.config["point"], self._experiment(trial))
         if value is not None and (self.best is None or (value > self.best[0]) == (self.mode == "max")):
@@ -184,25 +180,22 @@ class TrialWatch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
         reason = next((s for s in reversed(str(trial.get_error() or "").splitlines()) if s.strip()), "no reason given")
-        self._close(trial.config["index"], "FAILED", {"amt_ray.error": reason.strip()[:500]}, None)
+        self._close(trial.config["index"], "FAILED", {"amt_ray.error": reason.strip()[:500]})
         self.board.say(f"  trial failed: {label(trial.config['point'], self._experiment(trial))}: {reason.strip()}")
         self._show()
 
     def _experiment(self, trial: Any) -> Experiment:
         return self.experiment.override(trial.config["point"])
 
-    def _checkpoint(self, trial: Any) -> str | None:
-        held = trial.checkpoint
-        return held.path if held is not None else (trial.last_result or {}).get("checkpoint_path")
-
-    def _close(self, index: int, status: str, tags: dict[str, str], checkpoint: str | None) -> None:
+    def _close(self, index: int, status: str, tags: dict[str, str]) -> None:
         self.running.discard(index)
         self.ended.add(index)
         self.epochs[index] = self.experiment.train.epochs
         query = f"tags.`mlflow.parentRunId` = '{self.parent}' and tags.`amt_ray.point` = '{index}'"
         for run in self.target.client.search_runs([self.target.experiment_id], query):
-            if checkpoint:
-                tracking.note_checkpoint(self.target, run.info.run_id, checkpoint)
+            stored = StoredCheckpoints(joined(self.storage, run.info.run_id)).listed()
+            if stored and status == "FINISHED":
+                tracking.note_checkpoint(self.target, run.info.run_id, stored[-1].uri)
             tracking.finish(self.target, run.info.run_id, status, tags)
 
     def _show(self) -> None:
@@ -225,8 +218,8 @@ def run_trials(
         "baselines": len(points.baselines),
     }
     trainable = tune.with_resources(tune.with_parameters(trial, told=told), trial_resources(experiment))
-    folder = f"{storage}/{parent}"
-    watch = TrialWatch(experiment, target, parent, points, board)
+    folder = joined(storage, parent)
+    watch = TrialWatch(experiment, target, parent, storage, points, board)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
         # the callbacks of the first run were not kept; these show the trials that are left

@@ -14,6 +14,7 @@ from amt_ray.core.export import export as write
 from amt_ray.core.weights import build_encoder, read_state, start_from
 from amt_ray.runtime import tracking
 from amt_ray.runtime.pretrain import recorded_experiment
+from amt_ray.runtime.storage import StorageError, fetched
 
 HOW_TO_LOAD = {
     "timm": (
@@ -30,19 +31,21 @@ class Trained:
     """Weights, and the experiment that they are of.
 
     Attributes:
-        path: A weights file, or a checkpoint's folder.
+        path: A weights file, or a checkpoint's folder, on this machine.
         experiment: The configuration, or None where a file of others is given without one.
         run_id: The MLflow run, if it was named.
+        source: The address in an object store, where ``path`` is a copy of it.
     """
 
     path: Path
     experiment: Experiment | None
     run_id: str | None = None
+    source: str | None = None
 
     @property
     def name(self) -> str:
         """What to call it."""
-        return f"run {self.run_id}" if self.run_id else str(self.path)
+        return f"run {self.run_id}" if self.run_id else self.source or str(self.path)
 
     def needed(self) -> Experiment:
         """The configuration.
@@ -83,35 +86,40 @@ class Trained:
             raise ConfigError(str(error)) from error
 
 
-def find(run: str | None, checkpoint: Path | None, file: Path | None, overrides: Sequence[str]) -> Trained:
+def find(run: str | None, checkpoint: str | Path | None, file: Path | None, overrides: Sequence[str]) -> Trained:
     """The model that the command line names.
 
     Args:
         run: MLflow id of a finished run.
-        checkpoint: A weights file or a checkpoint's folder.
+        checkpoint: A weights file or a checkpoint's folder: a path, or an address in an object store.
         file: Experiment file, in the place of the configuration that the weights carry.
         overrides: ``key.path=value`` over the configuration.
 
     Raises:
-        ConfigError: If not exactly one of run and checkpoint is given, or it has no weights.
+        ConfigError: If not exactly one of run and checkpoint is given, or it has no weights, or they are damaged.
     """
     if (run is None) == (checkpoint is None):
         raise ConfigError(f"exactly one of --run and --checkpoint must be given, got {run} and {checkpoint}.")
-    path = _checkpoint_of(run) if run else Path(str(checkpoint)).expanduser()
+    named = _checkpoint_of(run) if run else str(checkpoint)
+    try:
+        path = fetched(named)
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
+    source = named if "://" in named else None
     if file is not None:
-        return Trained(path, load_experiment(file, overrides), run)
+        return Trained(path, load_experiment(file, overrides), run, source)
     known = recorded_experiment(None, run) if run else _told(path)
     if overrides and known is None:
-        raise ConfigError(f"--set needs an experiment file beside weights that carry no configuration, got {path}.")
-    return Trained(path, known and overridden(known, overrides), run)
+        raise ConfigError(f"--set needs an experiment file beside weights that carry no configuration, got {named}.")
+    return Trained(path, known and overridden(known, overrides), run, source)
 
 
-def _checkpoint_of(run: str) -> Path:
+def _checkpoint_of(run: str) -> str:
     recorded_experiment(None, run)  # says what is wrong with an unknown run
     tags = MlflowClient(tracking.tracking_uri()).get_run(run).data.tags
     if "amt_ray.checkpoint" not in tags:
         raise ConfigError(f"--run must name a run that reached its end, got {run}, which has no final checkpoint.")
-    return Path(tags["amt_ray.checkpoint"])
+    return str(tags["amt_ray.checkpoint"])
 
 
 def _told(path: Path) -> Experiment | None:

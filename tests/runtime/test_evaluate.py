@@ -15,10 +15,10 @@ from amt_ray.config import ConfigError, protocol_options
 from amt_ray.core.ports import Solo
 from amt_ray.protocols import presets, protocol
 from amt_ray.runtime import evaluate as evaluating_module
-from amt_ray.runtime import local
 from amt_ray.runtime.evaluate import evaluate_all, interval, summary
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.storage import StoredCheckpoints
 from amt_ray.runtime.trained import find
 from tests.runtime.test_local import SHAPES
 from tests.tiny import tiny
@@ -108,7 +108,7 @@ def test_interval__is_that_of_students_t():
 
 def test_evaluate__stopped_goes_on_with_the_same_run_to_the_same_figures(store, client, monkeypatch, tmp_path):
     asked = (store[0][:1], tmp_path, "finetune-small-1", "epochs=4", "warmup_epochs=1", "batch_size=64")
-    saved, save = [], local.FolderCheckpoints.save
+    saved, save = [], StoredCheckpoints.save
 
     def stopping(self, epoch, *args):
         save(self, epoch, *args)
@@ -116,7 +116,7 @@ def test_evaluate__stopped_goes_on_with_the_same_run_to_the_same_figures(store, 
         if saved == [1, 2]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(local.FolderCheckpoints, "save", stopping)
+    monkeypatch.setattr(StoredCheckpoints, "save", stopping)
     with pytest.raises(RunFailedError, match="The same command goes on"):
         evaluated(*asked)
     killed = [run for run in evaluations(client, store[0][0]) if run.info.status == "KILLED"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from pyarrow import fs
 
 from amt_ray.config import ConfigError
 from amt_ray.core.checkpoint import read_training, read_weights
@@ -16,7 +17,10 @@ from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Silent, Solo
 from amt_ray.runtime import local
 from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.storage import StoredCheckpoints
+from amt_ray.runtime.trained import export, find
 from tests.core import dataset_files
+from tests.s3 import bucket
 from tests.tiny import tiny
 
 
@@ -42,9 +46,22 @@ class KilledIn(Silent):
 
 def train(experiment, folder, reporter=None, ranks=None):
     torch.set_num_threads(1)
-    checkpoints = local.FolderCheckpoints(folder, keep=2)
+    checkpoints = StoredCheckpoints(folder, best=experiment.best)
     local.run(experiment, ranks or Solo(), reporter or Silent(), checkpoints, {"mlflow_run_id": "r"})
     return checkpoints.latest()
+
+
+def train_killed_while_uploading(experiment, uri, epoch):
+    """The process dies when an epoch's files have arrived and its manifest has not."""
+    copy = fs.copy_files
+
+    def last(source, target, *filesystems):
+        copy(source, target, *filesystems)
+        if target.endswith(f"epoch_{epoch:05d}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fs.copy_files = last
+    train(experiment, uri)
 
 
 def equal_states(one, other):
@@ -84,10 +101,35 @@ def test_run__killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted,
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert local.FolderCheckpoints(tmp_path).latest().name == f"epoch_{epoch - 1:05d}"
+    assert StoredCheckpoints(tmp_path).latest().name == f"epoch_{epoch - 1:05d}"
     resumed, whole = train(tiny(), tmp_path), uninterrupted[0]
     assert equal_states(read_weights(resumed)[0], read_weights(whole)[0])
     assert equal_states(read_training(resumed), read_training(whole))
+
+
+def test_run__on_s3_killed_while_uploading_and_resumed_equals_one_in_a_folder(uninterrupted, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with bucket() as server:
+        uri = server.format("/runs/tiny")
+        process = context.Process(target=train_killed_while_uploading, args=(tiny(), uri, 4))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        assert filesystem.get_file_info(f"{path}/epoch_00004/model.safetensors").size > 0
+        assert [stored.epoch for stored in StoredCheckpoints(uri).listed()] == [2, 3]
+        recorder = Recorder()
+        resumed = train(tiny(), uri, recorder)
+        assert sorted(recorder.values) == [4]
+        assert equal_states(read_weights(resumed)[0], read_weights(uninterrupted[0])[0])
+        assert equal_states(read_training(resumed), read_training(uninterrupted[0]))
+        stored = StoredCheckpoints(uri).listed()
+        best = max((2, 4), key=lambda epoch: uninterrupted[1].values[epoch]["eval/knn_top1"])
+        assert [one.epoch for one in stored] == sorted({best, 3, 4})
+        assert stored[-1].metrics["eval/knn_top1"] == uninterrupted[1].values[4]["eval/knn_top1"]
+        found = find(None, stored[-1].uri, None, ["seed=7"])
+        assert found.name == stored[-1].uri and found.experiment.seed == 7
+        assert "mae" in export(found, "mae", tmp_path / "m.pth") and found.method()[1]
 
 
 def test_run__finished_is_left_alone(uninterrupted):

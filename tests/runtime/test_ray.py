@@ -155,9 +155,15 @@ def test_sweep__trials_of_two_workers_and_asha_neither_hang_nor_leave_a_run_open
         )
 
 
-def test_checkpoint__of_ray_train_reads_back_as_one_of_a_folder(place, client):
+def test_checkpoint__of_workers_is_that_of_the_last_epoch_in_the_runs_own_folder(place, client):
     run = client.search_runs([client.get_experiment_by_name("two_workers").experiment_id])[0]
     folder = Path(run.data.tags["amt_ray.checkpoint"])
+    assert folder == place / "runs" / "two_workers" / run.info.run_id / "epoch_00006"
+    others = {path.name for path in folder.parent.iterdir()} - {
+        "epoch_00003",
+        "epoch_00006",
+    }  # the best is one of these
+    assert others == {"epoch_00005"}
     weights, about = read_weights(folder)
     assert about["experiment"]["name"] == "two_workers" and "blocks.1.mlp.fc2.bias" in weights
     assert tracking.tracking_uri() == f"sqlite:///{place / 'mlflow.db'}"

@@ -8,6 +8,7 @@ from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target
 
 CLOSE_S = 10.0
+WARNING = "amt_ray.warning"
 
 
 class MlflowReporter:
@@ -51,6 +52,10 @@ class MlflowReporter:
     def image(self, name: str, png: bytes) -> None:
         """Keep a picture as an artifact."""
         self.outbox.file(name, png)
+
+    def warning(self, line: str) -> None:
+        """Keep the newest warning as a tag, which whoever follows the run shows."""
+        self.outbox.tags({WARNING: line})
 
     def changed(self, values: Mapping[str, Any], epoch: int) -> None:
         """Settings that change during the run, which MLflow's params cannot.
