@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,16 +19,24 @@ from amt_ray.runtime import tracking
 from amt_ray.runtime.cluster import QUIET
 from amt_ray.runtime.evaluate import evaluate_all
 from amt_ray.runtime.pretrain import pretrain
+from amt_ray.runtime.storage import StoredCheckpoints, fetched, joined
 from amt_ray.runtime.sweep import recorded, sweep
 from amt_ray.runtime.trained import find
+from tests.s3 import bucket
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A working directory with its own store, on one local Ray of two CPUs."""
+def server():
+    with bucket() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, server):
+    """A working directory with its own store, on one local Ray of two CPUs whose workers may use the S3 server."""
     folder = tmp_path_factory.mktemp("work")
     before = os.getcwd()
     os.chdir(folder)
@@ -77,8 +84,11 @@ def trained(client, experiment_name, epoch):
     return any(max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch for run in runs)
 
 
-def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place, client):
-    experiment = tiny(name="two_workers", ray__num_workers=2, train__epochs=6, eval__every_epochs=3)
+def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place, client, server):
+    storage = server.format("/runs")
+    experiment = tiny(
+        name="two_workers", ray__num_workers=2, ray__storage_path=storage, train__epochs=6, eval__every_epochs=3
+    )
     killer = kill_a_worker_when(lambda: trained(client, "two_workers", 2))
     run_id = pretrain(experiment, quiet())
     assert not killer.is_alive()
@@ -92,7 +102,8 @@ def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place,
     names = {file.path for folder in ("", "figures") for file in client.list_artifacts(run_id, folder)}
     assert {"config.yaml", "checkpoint.json", "figures/masks.png"} <= names
     checkpoint = json.loads(open(client.download_artifacts(run_id, "checkpoint.json")).read())["path"]
-    training = read_training(Path(checkpoint))
+    assert checkpoint == joined(storage, "two_workers", run_id, "epoch_00006")
+    training = read_training(fetched(checkpoint))
     assert training["epoch"] == 6 and len(training["random_states"]) == 2 and training["mlflow_run_id"] == run_id
 
 
@@ -155,16 +166,12 @@ def test_sweep__trials_of_two_workers_and_asha_neither_hang_nor_leave_a_run_open
         )
 
 
-def test_checkpoint__of_workers_is_that_of_the_last_epoch_in_the_runs_own_folder(place, client):
+def test_checkpoint__of_workers_in_an_object_store_reads_back_as_one_of_a_folder(place, client, server):
     run = client.search_runs([client.get_experiment_by_name("two_workers").experiment_id])[0]
-    folder = Path(run.data.tags["amt_ray.checkpoint"])
-    assert folder == place / "runs" / "two_workers" / run.info.run_id / "epoch_00006"
-    others = {path.name for path in folder.parent.iterdir()} - {
-        "epoch_00003",
-        "epoch_00006",
-    }  # the best is one of these
-    assert others == {"epoch_00005"}
-    weights, about = read_weights(folder)
+    run_place = joined(server.format("/runs"), "two_workers", run.info.run_id)
+    epochs = [stored.epoch for stored in StoredCheckpoints(run_place).listed()]
+    assert epochs in ([5, 6], [3, 5, 6])  # the newest two, and the best of the two that were probed
+    weights, about = read_weights(fetched(run.data.tags["amt_ray.checkpoint"]))
     assert about["experiment"]["name"] == "two_workers" and "blocks.1.mlp.fc2.bias" in weights
     assert tracking.tracking_uri() == f"sqlite:///{place / 'mlflow.db'}"
 
@@ -174,7 +181,7 @@ def test_evaluate__two_workers_one_of_them_killed_find_what_one_process_finds(pl
     found = {}
     for workers in (2, 0):
         for name, settings in (("knn", ()), ("finetune-small-1", ("epochs=12", "warmup_epochs=1", "base_lr=0.02"))):
-            model = find(run_id, None, None, [f"ray.num_workers={workers}"])
+            model = find(run_id, None, None, [f"ray.num_workers={workers}", "ray.storage_path=runs"])
             if workers and name != "knn":
                 killer = kill_a_worker_when(lambda: any(place.glob("**/evaluations/*/epoch_00003")))
             found[workers, name] = evaluate_all(

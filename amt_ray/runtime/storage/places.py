@@ -23,6 +23,7 @@ from amt_ray.runtime.storage.manifest import MANIFEST, DamagedError, Manifest, S
 PARTIAL = ".partial"
 COPY_PREFIX = "amt_ray-checkpoint-"
 NAME = re.compile(r"epoch_(\d{5,})")
+CHUNK_BYTES = 32 << 20  # a request of a download; pyarrow's own 1 MB would make a thousand of a checkpoint
 FULL_BYTES = 1 << 20  # with less than this left, a write that failed did so for want of room
 COPIES: set[tempfile.TemporaryDirectory[str]] = set()  # they live as long as the process, where nothing releases them
 UNREACHABLE = (OSError, pa.ArrowException)
@@ -271,7 +272,7 @@ def download(filesystem: fs.FileSystem, path: str, folder: Path, source: str) ->
     """Copy a folder, or one file, of an object store into a folder of this machine."""
     with failing(f"a checkpoint must be readable at {source}"):
         target = folder if filesystem.get_file_info(path).type == fs.FileType.Directory else folder / Path(path).name
-        fs.copy_files(path, str(target), filesystem, fs.LocalFileSystem())
+        fs.copy_files(path, str(target), filesystem, fs.LocalFileSystem(), chunk_size=CHUNK_BYTES)
 
 
 def synced(path: Path) -> None:
