@@ -1,10 +1,10 @@
 """Time, and the share of it spent outside the model, of the evaluation protocols on one checkpoint; their agreement.
 
-Each protocol runs once, in this process, on the same images to learn from (evenly taken from the training part),
-the same held-out images and the same test split. Inside the model: forward passes of the encoder and, in fine-tuning,
-of the whole network with its backward passes; outside: decoding, crops, neighbours, heads, optimizers.
+Each protocol runs once, in this process, on the same images to learn from, the same held-out images and the same test
+images, all taken evenly. Inside the model: forward passes of the encoder and, in fine-tuning, of the whole network with
+its backward passes; outside: crops, neighbours, heads, optimizers. Decoding is done before the clock starts.
 
-    python benchmarks/evaluation.py --checkpoint FOLDER [--images 5000] [--quick] [--json FILE]
+    python benchmarks/evaluation.py --checkpoint FOLDER [--images 5000] [--measured 2500] [--quick] [--json FILE]
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 
 from amt_ray.core.classifier import Classifier
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Solo
 from amt_ray.protocols import protocol
 from amt_ray.runtime.splits import load_splits
@@ -73,20 +74,38 @@ def measure(name, options, encoder, task, ranks):
             "eval_top1": values["eval"], "test_top1": values["test"]}  # fmt: skip
 
 
+def evenly(index_n, count):
+    """``count`` of the indices from end to end: folders are sorted by class."""
+    return index_n[torch.linspace(0, len(index_n) - 1, min(count, len(index_n))).round().long()]
+
+
+def part(images, index_n):
+    """Some of the images."""
+    chosen = index_n.numpy()
+    return ImageArray(
+        images.pixels_nCYX.numpy()[chosen], images.labels_n.numpy()[chosen], images.mean, images.std, images.classes
+    )
+
+
 def main():
     """Measure one after the other, print rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000, help="to learn from")
+    parser.add_argument("--measured", type=int, default=2500, help="held-out images, and test images")
     parser.add_argument("--protocols", nargs="*", default=PROTOCOLS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
     trained = find(None, told.checkpoint, None, [])
-    splits = load_splits(trained.needed())
-    images = 500 if told.quick else told.images
-    every = max(1, len(splits.task.train_index) // images)  # folders are sorted by class
-    task = dataclasses.replace(splits.task, train_index=splits.task.train_index[::every][:images])
+    splits = load_splits(trained.needed().evaluated_by(told.protocols[0], {}))
+    images, measured = (500, 500) if told.quick else (told.images, told.measured)
+    task = dataclasses.replace(
+        splits.task,
+        train_index=evenly(splits.task.train_index, images),
+        val_index=evenly(splits.task.val_index, measured),
+        test=splits.task.test and part(splits.task.test, evenly(torch.arange(len(splits.task.test)), measured)),
+    )
     ranks = Solo("cuda" if torch.cuda.is_available() else "cpu")
     encoder, rows = trained.encoder().to(ranks.device), []
     counts = f"{len(task.train_index)} images to learn from, {len(task.val_index)} held out, {len(task.test)} test"
