@@ -13,8 +13,9 @@ from typing import Any
 
 from ray.train import TrainingFailedError
 from ray.train.torch import get_device
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from amt_ray.config import ConfigError, Experiment
@@ -116,11 +117,12 @@ def about_data(experiment: Experiment, task: Task, test: bool) -> dict[str, Any]
     """All of the data that a figure depends on: which images, at which size, and which of them for what."""
     names = {"name", "options", "image_size", "store_px", "on_broken"}
     settings = experiment.data.model_dump(mode="json", include=names)
-    counts = {"learnt_from": len(task.train_index), "held_out": len(task.val_index)}
+    counts = {"train": len(task.train_index), "held_out": len(task.val_index)}
     if test and task.test is not None:
-        counts["test_images"] = len(task.test)
+        counts["test"] = len(task.test)
     sources = {"train": task.train_source, "test": task.test_source if test else None}
-    return {**settings, **counts, **{name: found.fingerprint for name, found in sources.items() if found}}
+    fingerprints = {name: found.fingerprint for name, found in sources.items() if found}
+    return {**settings, **counts, "fingerprints": fingerprints}
 
 
 def short_name(protocol: Evaluation) -> str:
@@ -196,7 +198,7 @@ def run_protocol(told: dict[str, Any], ranks: Ranks, reporter: Reporter, checkpo
     return found
 
 
-def summary(results: Sequence[Result]) -> Table:
+def summary(results: Sequence[Result]) -> Group:
     """The metrics of each model and, of several, their mean, standard deviation and 95% interval (Student's t).
 
     Results of different protocols or data have no mean; what each is of stands over its column.
@@ -204,7 +206,7 @@ def summary(results: Sequence[Result]) -> Table:
     first, several = results[0], len(results) > 1
     alike = all((result.protocol, result.data) == (first.protocol, first.data) for result in results)
     title = f"{first.protocol} on {_images(first)}" if alike else "Different protocols or data: not to be compared"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     for result in results:
         model = result.model.removeprefix("run ")[-24:]
@@ -215,11 +217,14 @@ def summary(results: Sequence[Result]) -> Table:
         values = [result.metrics[name] for result in results if name in result.metrics]
         cells = [shown(result.metrics[name]) if name in result.metrics else "-" for result in results]
         table.add_row(name, *cells, *(interval(values) if several and alike and len(values) == len(results) else ()))
-    return table
+    return Group(Text(title), table)
 
 
 def _images(result: Result) -> str:
-    return f"{result.data['name']}, {result.data['learnt_from']} images to learn from"
+    counts = [
+        f"{result.data[key]} {key.replace('_', ' ')}" for key in ("train", "held_out", "test") if key in result.data
+    ]
+    return f"{result.data['name']} ({', '.join(counts)})"
 
 
 def interval(values: Sequence[float]) -> tuple[str, str, str]:

@@ -88,8 +88,8 @@ def test_evaluate__gives_what_the_protocol_gives_and_records_all_of_it(store, cl
     file = next(file for file in files if file["run_id"] == results[0].run_id)
     assert file["settings"]["k"] == [5, 10] and file["settings"]["temperature"] == 0.07 and file["workers"] == 1
     assert file["data"]["name"] == "shapes" and file["data"]["image_size"] == 16 and file["encoder"]["depth"] == 2
-    learnt_from, held_out = len(task.train_index), len(task.val_index)
-    assert (file["data"]["learnt_from"], file["data"]["held_out"]) == (learnt_from, held_out)
+    train, held_out = len(task.train_index), len(task.val_index)
+    assert (file["data"]["train"], file["data"]["held_out"]) == (train, held_out)
     assert file["weights"] != files[1 - files.index(file)]["weights"]
 
 
@@ -115,7 +115,7 @@ def test_summary__never_mixes_protocols_or_data(store, tmp_path):
         out.print(summary(first + other))
         shown = out.file.getvalue()
         assert "not to be compared" in shown and "mean" not in shown
-        assert other[0].protocol in shown and f"{other[0].data['learnt_from']} images" in shown
+        assert other[0].protocol in shown and f"{other[0].data['train']} train" in shown
     assert len(list(tmp_path.glob("*.json"))) == 3
 
 
