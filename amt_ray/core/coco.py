@@ -78,8 +78,12 @@ def read_instances(path: Path) -> Instances:
         raise ValueError(f"COCO instances must have {', '.join(sorted(needed))}, got no {min(missing)} in {path}.")
     images = tuple(sorted(content["images"], key=lambda image: image["id"]))
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    numbers = {category["id"] for category in content["categories"]}
     of_image = defaultdict(list)
     for annotation in content["annotations"]:
+        for key, known in (("image_id", sizes), ("category_id", numbers)):
+            if annotation[key] not in known:
+                raise ValueError(f"COCO annotations must be of known {key}s, got {annotation[key]} in {path}.")
         left, top, right, bottom = box_of(annotation["bbox"], sizes[annotation["image_id"]])
         if left < right and top < bottom:
             of_image[annotation["image_id"]].append(annotation)

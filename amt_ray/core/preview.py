@@ -16,7 +16,7 @@ from amt_ray.core.noise import Purpose, uniform
 from amt_ray.core.plan import MASKED, THROWN, PatchPlan
 from amt_ray.core.tokens import patchify, unpatchify
 
-TILE_PX, GAP_PX, LABEL_PX = 112, 8, 176
+TILE_PX, GAP_PX, LABEL_PX, FONT_PX, LEADING_PX = 112, 8, 184, 13, 5
 MASKED_COLOUR, THROWN_COLOUR = (0.90, 0.62, 0.00), (0.16, 0.19, 0.26)  # orange, near black: apart without colour too
 
 
@@ -36,6 +36,7 @@ class Preview(NamedTuple):
         scores: [B, G, W], what the plan was drawn from.
         layers: [B, K, G, W], the scores of every layer, or None where they were not asked for.
         plan: The plan of each image.
+        scored: Whether the plan was drawn from the scores.
         reconstruction: [B, 3, Y, X], visible patches as they are, masked ones predicted, thrown ones grey; None where
             the method predicts no pixels.
     """
@@ -44,6 +45,7 @@ class Preview(NamedTuple):
     scores: Tensor
     layers: Tensor | None
     plan: PatchPlan
+    scored: bool
     reconstruction: Tensor | None
 
 
@@ -79,6 +81,7 @@ def preview(
         scores_BGW,
         None if layers is None else layers.unflatten(2, model.grid),
         plan,
+        plans.strategy.needs_scores,
         _filled(images, batch, plan, pred_BMP, model),
     )
 
@@ -124,7 +127,10 @@ def strips(shown: Preview) -> list[Strip]:
     if shown.layers is not None:
         for layer, scores in enumerate(shown.layers.cpu().unbind(1)):
             found.append(Strip(f"layer {layer}", "black low, yellow high" if not layer else "", _heat(scores, images)))
-    note = "what the plan is drawn from" if shown.layers is not None else "black low, yellow high"
+    if not shown.scored:
+        note = "the plan does not use them"
+    else:
+        note = "what the plan is drawn from" if shown.layers is not None else "black low, yellow high"
     found.append(Strip("attention scores", note, _heat(shown.scores.cpu(), images)))
     counts = f"masked {plan.masked.shape[1]} (orange)\nthrown {plan.thrown.shape[1]} (dark)"
     found.append(Strip("plan", f"visible {plan.visible.shape[1]}\n{counts}", _coloured(shown)))
@@ -157,16 +163,21 @@ def pixels(tile: Tensor, side: int = TILE_PX) -> Image.Image:
 def montage(shown: Preview) -> bytes:
     """The preview as a PNG: one column an image, one labelled row a step."""
     rows = [(strip, [pixels(tile) for tile in strip.tiles]) for strip in strips(shown)]
-    across, down = (max(getattr(picture, side) for _, row in rows for picture in row) for side in ("width", "height"))
-    width = LABEL_PX + len(shown.images) * (across + GAP_PX)
-    canvas = Image.new("RGB", (width, len(rows) * (down + GAP_PX) + GAP_PX), "white")
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=13)
-    for r, (strip, row) in enumerate(rows):
-        top = GAP_PX + r * (down + GAP_PX)
-        draw.multiline_text((GAP_PX, top + 4), f"{strip.label}\n{strip.note}", fill="black", font=font, spacing=5)
+    font = ImageFont.load_default(size=FONT_PX)
+    labels = [f"{strip.label}\n{strip.note}".strip() for strip, _ in rows]
+    across = max(picture.width for _, row in rows for picture in row)
+    heights = [
+        max((text.count("\n") + 1) * (FONT_PX + LEADING_PX), *(picture.height for picture in row))
+        for text, (_, row) in zip(labels, rows, strict=True)
+    ]
+    size = (LABEL_PX + len(shown.images) * (across + GAP_PX), sum(heights) + GAP_PX * (len(rows) + 1))
+    canvas = Image.new("RGB", size, "white")
+    draw, top = ImageDraw.Draw(canvas), GAP_PX
+    for text, height, (_, row) in zip(labels, heights, rows, strict=True):
+        draw.multiline_text((GAP_PX, top), text, fill="black", font=font, spacing=LEADING_PX)
         for c, picture in enumerate(row):
             canvas.paste(picture, (LABEL_PX + c * (across + GAP_PX), top))
+        top += height + GAP_PX
     stream = io.BytesIO()
     canvas.save(stream, "PNG")
     return stream.getvalue()

@@ -2,13 +2,16 @@
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from amt_ray.core.checkpoint import read_training, read_weights, write_checkpoint
+from amt_ray.core.datasets import UNKNOWN, Source
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
 from amt_ray.core.geometry import Crops
@@ -95,6 +98,28 @@ def check_sources(task: Task, needed: str) -> None:
     first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
     if first != last:
         raise ValueError(f"train and test must have the same classes, got {len(first)} and {len(last)}.")
+
+
+def check_labelmaps(source: Source) -> None:
+    """Read every label map, and refuse those that hold other classes than the source names.
+
+    Raises:
+        ValueError: If one does, or cannot be read; the message names the image.
+    """
+    assert source.labelmap is not None
+    labelmap, classes = source.labelmap, len(source.labelmap_classes)
+
+    def look(i: int) -> None:
+        try:
+            found = labelmap(i)
+        except OSError as error:
+            raise ValueError(f"a label map must be readable, got {error} for {source.name(i)}.") from error
+        if (largest := int(found[found != UNKNOWN].max(initial=0))) >= classes:
+            raise ValueError(f"a label map must hold classes below {classes}, got {largest} for {source.name(i)}.")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(look, range(source.count)):
+            pass
 
 
 class Measured(NamedTuple):

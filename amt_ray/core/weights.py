@@ -69,7 +69,10 @@ def _old_grid(num_patches: int, new_grid: tuple[int, int] | None) -> tuple[int, 
     if new_grid is not None and fits and (new_grid[0] == new_grid[1] or not square):
         return new_grid
     if fits or not square:
-        raise ValueError(f"the patch grid of the weights must be given, got {num_patches} positions of unknown grid.")
+        raise ValueError(
+            f"the patch grid of the weights must be told, got {num_patches} positions of unknown grid "
+            "(files that amt_ray wrote as mae or safetensors tell theirs)."
+        )
     return side, side
 
 

@@ -22,7 +22,13 @@ class Row:
 
 
 def render_visual(
-    title: str, plan: str, names: Sequence[str], rows: Sequence[Row], energies: Mapping[str, float], images: int
+    title: str,
+    plan: str,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    energies: Mapping[str, float],
+    images: int,
+    scored: str,
 ) -> str:
     """The page as text, self-contained.
 
@@ -33,6 +39,7 @@ def render_visual(
         rows: The steps.
         energies: Attention in the objects' boxes, name -> energy; empty where no objects are known.
         images: Images over which the energies are means.
+        scored: What is scored: a layer, several averaged, rollout.
     """
     return template("visual.html.j2").render(
         title=title,
@@ -40,13 +47,13 @@ def render_visual(
         names=names,
         headline=_headline(energies),
         rows=[(row, [address(png) for png in row.pictures]) for row in rows],
-        energies=[(_name(key), value) for key, value in energies.items()],
+        energies=[(_name(key) or f"the scores: {scored}", value) for key, value in energies.items()],
         images=images,
     )
 
 
 def _name(key: str) -> str:
-    return f"layer {int(key.rpartition('_')[2])}" if "_layer_" in key else "what the plan is drawn from"
+    return f"layer {int(key.rpartition('_')[2])}" if "_layer_" in key else ""
 
 
 def _headline(energies: Mapping[str, float]) -> str:

@@ -13,13 +13,15 @@ from typing import Any
 
 from ray.train import TrainingFailedError
 from ray.train.torch import get_device
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.checkpoint import WEIGHTS
-from amt_ray.core.evals import Evaluation
+from amt_ray.core.evals import Evaluation, Task
+from amt_ray.core.export import describe
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Ranks, Reporter, Silent, Solo
 from amt_ray.runtime import local, ray_train, tracking
@@ -41,7 +43,8 @@ class Result:
         metrics: Name -> value.
         model: What was evaluated: run or file.
         weights: The weights' SHA-256.
-        data: Name and fingerprints of the data.
+        data: Name, fingerprints and settings of the data, and how many images were learnt from and measured.
+        encoder: The encoder's sizes.
         seconds: From the first image to the last figure.
         workers: Processes that shared the work.
         seed: Of everything random in the protocol.
@@ -53,7 +56,8 @@ class Result:
     metrics: dict[str, float]
     model: str
     weights: str
-    data: dict[str, str]
+    data: dict[str, Any]
+    encoder: dict[str, Any]
     seconds: float
     workers: int
     seed: int
@@ -82,22 +86,23 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
     """
     experiment = trained.needed()
     protocol = experiment.eval.chosen[0]
-    trained.encoder()  # weights that do not fit are told before a worker starts
+    encoder = describe(trained.encoder())  # weights that do not fit are told before a worker starts
     with console.status("Decoding images ..."):
         splits = load_splits(experiment)
     local.check_protocols(experiment, splits.task)
     assert splits.task is not None
-    sources = {"train": splits.task.train_source, "test": splits.task.test_source if test else None}
-    data = {"name": experiment.data.name} | {name: found.fingerprint for name, found in sources.items() if found}
+    data = about_data(experiment, splits.task, test)
     settings = {field.name: getattr(protocol, field.name) for field in fields(protocol)}  # type: ignore[arg-type]
     weights = _sha256(trained.path)
-    key = hashlib.sha256(json.dumps([weights, data, settings, experiment.seed, test], default=str).encode()).hexdigest()
+    depends_on = [weights, data, encoder, settings, experiment.seed]
+    key = hashlib.sha256(json.dumps(depends_on, default=str).encode()).hexdigest()
     target = tracking.prepare(experiment)
     run_id = _run_of(target, experiment, trained, protocol.protocol, key)
     started = time.monotonic()
     metrics = _measure(experiment, trained, target, run_id, console, test)
+    seconds = round(time.monotonic() - started, 2)
     result = Result(
-        protocol.protocol, settings, metrics, trained.name, weights, data, round(time.monotonic() - started, 2),
+        protocol.protocol, settings, metrics, trained.name, weights, data, encoder, seconds,
         max(experiment.ray.num_workers, 1), experiment.seed, run_id,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -107,6 +112,18 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
         told = json.dumps({"protocol": protocol.protocol, "run": run_id, **metrics})
         target.client.set_tag(trained.run_id, f"amt_ray.eval.{short_name(protocol)}", told)
     return result
+
+
+def about_data(experiment: Experiment, task: Task, test: bool) -> dict[str, Any]:
+    """All of the data that a figure depends on: which images, at which size, and which of them for what."""
+    names = {"name", "options", "image_size", "store_px", "on_broken"}
+    settings = experiment.data.model_dump(mode="json", include=names)
+    counts = {"train": len(task.train_index), "held_out": len(task.val_index)}
+    if test and task.test is not None:
+        counts["test"] = len(task.test)
+    sources = {"train": task.train_source, "test": task.test_source if test else None}
+    fingerprints = {name: found.fingerprint for name, found in sources.items() if found}
+    return {**settings, **counts, "fingerprints": fingerprints}
 
 
 def short_name(protocol: Evaluation) -> str:
@@ -186,19 +203,33 @@ def run_protocol(
     return found
 
 
-def summary(results: Sequence[Result]) -> Table:
-    """The metrics of each model and, of several, their mean, standard deviation and 95% interval (Student's t)."""
-    table = Table(title=results[0].protocol, title_justify="left")
+def summary(results: Sequence[Result]) -> Group:
+    """The metrics of each model and, of several, their mean, standard deviation and 95% interval (Student's t).
+
+    Results of different protocols or data have no mean; what each is of stands over its column.
+    """
+    first, several = results[0], len(results) > 1
+    alike = all((result.protocol, result.data) == (first.protocol, first.data) for result in results)
+    title = f"{first.protocol} on {_images(first)}" if alike else "Different protocols or data: not to be compared"
+    table = Table()
     table.add_column("metric")
     for result in results:
-        table.add_column(result.model.removeprefix("run ")[-24:], justify="right")
-    several = len(results) > 1
-    for heading in ("mean", "std", "95% interval") if several else ():
+        model = result.model.removeprefix("run ")[-24:]
+        table.add_column(model if alike else f"{model}\n{result.protocol}\n{_images(result)}", justify="right")
+    for heading in ("mean", "std", "95% interval") if several and alike else ():
         table.add_column(heading, justify="right")
-    for name in results[0].metrics:
-        values = [result.metrics[name] for result in results]
-        table.add_row(name, *(shown(value) for value in values), *(interval(values) if several else ()))
-    return table
+    for name in dict.fromkeys(name for result in results for name in result.metrics):
+        values = [result.metrics[name] for result in results if name in result.metrics]
+        cells = [shown(result.metrics[name]) if name in result.metrics else "-" for result in results]
+        table.add_row(name, *cells, *(interval(values) if several and alike and len(values) == len(results) else ()))
+    return Group(Text(title), table)
+
+
+def _images(result: Result) -> str:
+    counts = [
+        f"{result.data[key]} {key.replace('_', ' ')}" for key in ("train", "held_out", "test") if key in result.data
+    ]
+    return f"{result.data['name']} ({', '.join(counts)})"
 
 
 def interval(values: Sequence[float]) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from amt_ray.core.loop import AtRefresh, Evaluation, Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
 from amt_ray.core.preview import PlanOf, montage, preview
+from amt_ray.core.probing import check_labelmaps
 from amt_ray.core.sampling import steps_per_epoch
 from amt_ray.core.weights import start_from
 from amt_ray.runtime.splits import Splits, load_splits
@@ -107,6 +108,9 @@ def check_protocols(experiment: Experiment, task: Task | None) -> None:
         for protocol in experiment.eval.chosen if task else []:
             assert task is not None
             protocol.check(shape, task)
+            if protocol.needs == "label maps":
+                for source in filter(None, (task.train_source, task.test_source)):
+                    check_labelmaps(source)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

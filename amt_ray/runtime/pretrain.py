@@ -122,6 +122,6 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
         tree = yaml.safe_load(Path(folder).read_text())
     except (MlflowException, OSError) as error:
         raise ConfigError(
-            f"--resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]})."
+            f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]})."
         ) from error
     return experiment_from(tree)

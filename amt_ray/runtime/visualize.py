@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.core.attention import resolve_layers
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.ports import Solo
 from amt_ray.core.preview import PlanOf, Preview, montage, pixels, preview, strips
@@ -70,10 +71,10 @@ def _page(
     plan = (
         f"{experiment.model.method} with {masking.strategy} on {experiment.data.name}: "
         f"mask ratio {_ratio(masking.mask_ratio)}, throw ratio {_ratio(masking.throw_ratio)}, "
-        f"scores of {_layers(experiment)}."
+        f"{'' if shown.scored else 'not '}drawn from the scores of {_layers(experiment)}."
     )
     count = int(energies.pop("box_energy_images", 0))
-    return render_visual(f"Visualize {trained.name}", plan, names, rows, energies, count)
+    return render_visual(f"Visualize {trained.name}", plan, names, rows, energies, count, _layers(experiment))
 
 
 def _boxed(picture: Image.Image, objects: Any) -> bytes:
@@ -100,5 +101,6 @@ def _layers(experiment: Experiment) -> str:
     layers = experiment.attention.layers
     if layers == "rollout":
         return "rollout"
-    chosen = [layers] if isinstance(layers, int) else list(layers)
-    return "layer " + ", ".join(str(int(layer) % experiment.model.encoder.depth) for layer in chosen)
+    chosen = resolve_layers(layers, experiment.model.encoder.depth)
+    named = ", ".join(map(str, chosen))
+    return f"layer {named}" if len(chosen) == 1 else f"layers {named}, averaged"

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from amt_ray.core.attention import cls_attention, join_heads, resolve_heads, resolve_layers, score_maps, stretch
 from amt_ray.core.encoder import Encoder
@@ -115,3 +116,28 @@ def test_join_heads__means_all_or_some_or_takes_the_greatest(generator):
 def test_resolve_heads__refuses_what_the_encoder_does_not_have(heads):
     with pytest.raises(ValueError, match="attention.heads must be mean, max, or indices below 4"):
         resolve_heads(heads, 4)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, 1, 2), "rollout"])
+def test_cls_attention__memory_grows_with_the_number_of_patches_not_with_its_square(layers):
+    """The encoder is so narrow that a matrix of all pairs of patches would be the largest tensor by far."""
+    largest = []
+    for side in (64, 128):  # 256 and 1,024 patches
+        encoder = Encoder(side, 4, 3, 8, 3, 2)
+        with Largest() as seen:
+            cls_attention(encoder, torch.zeros(1, 3, side, side), layers)
+        largest.append(seen.numbers)
+    assert largest[1] < 4.2 * largest[0] < 256**2 * 4.2

@@ -10,6 +10,7 @@ from amt_ray.core.datasets import UNKNOWN, Objects
 from amt_ray.core.datasets.coco import Coco
 from amt_ray.core.datasets.labelmaps import LabelMaps
 from amt_ray.core.datasets.shapes import Shapes
+from amt_ray.core.decoded import decoded
 from tests.core import dataset_files
 
 NAMES = ("circle", "square", "triangle", "star", "cross")
@@ -96,6 +97,27 @@ def test_coco__a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "one.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(ValueError, match="must have annotations, categories, images, got no categories in .*one.json"):
         read_instances(tmp_path / "one.json")
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_coco__annotations_of_nothing_known_are_refused(tmp_path, key):
+    dataset_files.coco(tmp_path)
+    file = tmp_path / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1][key] = 77
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"must be of known {key}s, got 77 in .*instances_train2017.json"):
+        Coco(str(tmp_path)).split("train")
+
+
+def test_coco__an_image_of_another_size_than_the_annotations_tell_is_named(tmp_path):
+    dataset_files.coco(tmp_path)
+    path = tmp_path / "train2017" / f"{2:012}.jpg"
+    Image.new("RGB", (20, 30)).save(path)
+    with pytest.raises(
+        ValueError, match=rf"1 of 4 images cannot be read, first: {path} .*size, \(20, 30\), got \(30, 20\)"
+    ):
+        decoded(Coco(str(tmp_path)).split("train"), (16, 16), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("zero_is_other", [True, False])

@@ -125,6 +125,19 @@ def test_dataset__a_fingerprint_changes_with_the_files(name, tmp_path):
         assert source.fingerprint != before[split][0]
 
 
+@pytest.mark.parametrize("name", NEED_FILES)
+def test_dataset__a_fingerprint_changes_with_any_file_that_tells_what_images_show(name, tmp_path):
+    """Not with lists of names: a change of classes is told by their names."""
+    build, load = getattr(dataset_files, name), plugins.load("datasets", name)
+    build(tmp_path)
+    names = {"wnids.txt", "words.txt", "class_names.txt", "classes.txt", "notes.txt"}
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        before = {source.fingerprint for source in splits_of(load(str(tmp_path))).values()}
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 1))
+        after = {source.fingerprint for source in splits_of(load(str(tmp_path))).values()}
+        assert (after == before) == (path.name in names), path
+
+
 def test_dataset__an_unknown_split_is_a_key_error(dataset):
     with pytest.raises(KeyError):
         dataset.split("dream")

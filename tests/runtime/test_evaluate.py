@@ -1,5 +1,6 @@
 """Evaluations of finished runs and of files: figures, records, going on, and what is refused before anything starts."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 from rich.console import Console
 from scipy.stats import bootstrap, ttest_1samp
 
@@ -20,6 +22,7 @@ from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.splits import load_splits
 from amt_ray.runtime.storage import StoredCheckpoints
 from amt_ray.runtime.trained import find
+from tests.core import dataset_files
 from tests.runtime.test_local import SHAPES
 from tests.tiny import tiny
 
@@ -84,7 +87,10 @@ def test_evaluate__gives_what_the_protocol_gives_and_records_all_of_it(store, cl
     assert sorted(file["run_id"] for file in files) == sorted(result.run_id for result in results)
     file = next(file for file in files if file["run_id"] == results[0].run_id)
     assert file["settings"]["k"] == [5, 10] and file["settings"]["temperature"] == 0.07 and file["workers"] == 1
-    assert file["data"]["name"] == "shapes" and file["weights"] != files[1 - files.index(file)]["weights"]
+    assert file["data"]["name"] == "shapes" and file["data"]["image_size"] == 16 and file["encoder"]["depth"] == 2
+    train, held_out = len(task.train_index), len(task.val_index)
+    assert (file["data"]["train"], file["data"]["held_out"]) == (train, held_out)
+    assert file["weights"] != files[1 - files.index(file)]["weights"]
 
 
 def test_summary__has_mean_deviation_and_interval_over_models(store, tmp_path):
@@ -96,6 +102,30 @@ def test_summary__has_mean_deviation_and_interval_over_models(store, tmp_path):
     row = next(line for line in shown.splitlines() if "eval/knn_top1" in line)
     assert [f"{value:.4f}" in row for value in values] == [True, True] and f"{np.mean(values):.4f}" in row
     assert "knn-20-t0.07" in shown and "95% interval" in shown
+
+
+def test_summary__never_mixes_protocols_or_data(store, tmp_path):
+    """Two runs whose experiments ask for other neighbours, or that learn from other images, have no mean."""
+    first = evaluated(store[0][:1], tmp_path, "knn")
+    for other in (
+        evaluated(store[0][1:], tmp_path, "knn", "k=7"),
+        evaluated(store[0][1:], tmp_path, "knn", overrides=["data.val_fraction=0.3"]),
+    ):
+        out = quiet()
+        out.print(summary(first + other))
+        shown = out.file.getvalue()
+        assert "not to be compared" in shown and "mean" not in shown
+        assert other[0].protocol in shown and f"{other[0].data['train']} train" in shown
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_summary__shows_what_only_some_models_have(store, tmp_path):
+    results = evaluated(store[0], tmp_path, "box_energy", test=False)
+    shallow = dict(list(results[1].metrics.items())[:2])
+    out = quiet()
+    out.print(summary([results[0], dataclasses.replace(results[1], metrics=shallow)]))
+    row = next(line for line in out.file.getvalue().splitlines() if "box_energy_layer_01" in line)
+    assert " - " in row and "to" not in row
 
 
 def test_interval__is_that_of_students_t():
@@ -175,6 +205,21 @@ def test_evaluate__data_that_a_protocol_cannot_take_are_refused_before_there_is_
     with pytest.raises(ConfigError, match=message):
         evaluated(store[0][:1], tmp_path, name, *settings, overrides=overrides)
     assert len(evaluations(client, store[0][0])) == before
+
+
+def test_evaluate__label_maps_with_unknown_classes_are_refused_before_there_is_a_run(
+    store, client, monkeypatch, tmp_path
+):
+    dataset_files.labelmaps(tmp_path / "data")
+    Image.fromarray(np.full((12, 16), 9, np.uint8)).save(tmp_path / "data/annotations/validation/2.png")
+    monkeypatch.setattr(evaluating_module, "run_protocol", None)
+    overrides = [f"data={{name: labelmaps, root: {tmp_path / 'data'}, image_size: 16, val_fraction: 0.4}}"]
+    with pytest.raises(ConfigError, match="must hold classes below 3, got 8 in .*validation/2.png"):
+        evaluated(store[0][:1], tmp_path, "linear-seg-fast-1", overrides=overrides)
+
+
+def test_pretraining__notes_which_protocols_its_figures_are_of(store, client):
+    assert client.get_run(store[0][0]).data.tags["amt_ray.protocols"] == "knn-20-t0.07, linear-fast-1+epochs=3"
 
 
 def test_presets__every_name_is_of_one_protocol_only():

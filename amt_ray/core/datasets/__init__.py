@@ -51,7 +51,7 @@ class Source:
         name: What image ``i`` is called in messages, a path for instance.
         labels: [count] int64 class indices, or None where the data has no labels.
         classes: Class names; empty without labels.
-        fingerprint: Changes whenever the images do; the key of the decoded copy.
+        fingerprint: Changes whenever the images do, or the files that tell what they show; the key of the decoded copy.
         objects: The objects of image ``i``, or None where none are known.
         object_classes: Names of the objects' classes.
         labelmap: The class of each pixel of image ``i``, [rows, columns] uint8 indices into ``labelmap_classes`` or

@@ -1,6 +1,11 @@
 """COCO (Lin et al. 2014, https://arxiv.org/abs/1405.0312): objects with boxes and masks; images have no class."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from amt_ray.core.coco import read_instances
 from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source, missing, stat_fingerprint
@@ -37,13 +42,20 @@ class Coco:
                 raise missing("COCO", self.root, path, f"{COMMAND} and unpack them in {self.root}.")
         instances = read_instances(annotations)
         files = [str(image["file_name"]) for image in instances.images]
+        looked_at = [annotations, *(folder / file for file in files)]
         return Source(
             count=len(files),
-            open=lambda i: open_rgb(folder / files[i]),
+            open=lambda i: self._open(folder / files[i], instances.images[i]),
             name=lambda i: str(folder / files[i]),
             labels=None,
             classes=(),
-            fingerprint=stat_fingerprint("coco", folder, files),
+            fingerprint=stat_fingerprint("coco", self.root, [os.path.relpath(p, self.root) for p in looked_at]),
             objects=instances.objects,
             object_classes=instances.names,
         )
+
+    def _open(self, path: Path, about: Mapping[str, Any]) -> Image.Image:
+        image, told = open_rgb(path), (about["width"], about["height"])
+        if image.size != told:  # the boxes would lie elsewhere
+            raise ValueError(f"the annotations must tell its size, {image.size}, got {told}")
+        return image

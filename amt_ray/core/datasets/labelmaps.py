@@ -1,5 +1,6 @@
 """Images with a class for every pixel, laid out as ADE20K (Zhou et al. 2017, https://arxiv.org/abs/1608.05442)."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,14 @@ class LabelMaps:
             raise ValueError(
                 f"every image must have a label map, got {len(lacking)} of {len(files)} without, first: {lacking[0]}."
             )
+        looked_at = [*(folder / file for file in files), *paths]
         return Source(
             count=len(files),
             open=lambda i: open_rgb(folder / files[i]),
             name=lambda i: str(folder / files[i]),
             labels=None,
             classes=(),
-            fingerprint=stat_fingerprint("labelmaps", folder, files),
+            fingerprint=stat_fingerprint("labelmaps", self.root, [os.path.relpath(p, self.root) for p in looked_at]),
             labelmap=lambda i: self._read(paths[i], len(classes)),
             labelmap_classes=classes,
         )

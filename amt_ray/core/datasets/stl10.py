@@ -43,7 +43,7 @@ class STL10:
             name=lambda i: f"stl10/{name}/{i}",
             labels=labels,
             classes=() if labels is None else CLASSES,
-            fingerprint=stat_fingerprint(f"stl10-{name}", self.root / FOLDER, [f"{name}_X.bin"]),
+            fingerprint=stat_fingerprint(f"stl10-{name}", self.root / FOLDER, [f"{name}_X.bin", f"{name}_y.bin"]),
         )
 
     def _file(self, name: str) -> Path:

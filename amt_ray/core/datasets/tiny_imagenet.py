@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amt_ray.core.datasets import Objects, Source, missing
+from amt_ray.core.datasets import Objects, Source, missing, stat_fingerprint
 from amt_ray.core.datasets.imagefolder import folder_source
 
 SIZE_PX = 64
@@ -48,9 +48,15 @@ class TinyImageNet:
             )
         return dataclasses.replace(
             source,
+            fingerprint=stat_fingerprint(source.fingerprint, self.root, self._texts(name)),
             objects=_objects([boxes[file] for file in files], source.labels),
             object_classes=self._words(),
         )
+
+    def _texts(self, split: str) -> list[str]:
+        """The files of a split's boxes, relative to the root."""
+        of_classes = [f"train/{wnid}/{wnid}_boxes.txt" for wnid in self.wnids]
+        return of_classes if split == "train" else ["val/val_annotations.txt"]
 
     def _train(self) -> tuple[Source, dict[str, Box]]:
         source = folder_source(self.root / "train")

@@ -44,7 +44,9 @@ def start_experiment_run(
     Raises:
         ValueError: If the data are not there.
     """
-    about = {"method": experiment.model.method, "strategy": experiment.masking.strategy, **(tags or {})}
+    protocols = ", ".join(chosen.protocol for chosen in experiment.eval.chosen)  # a figure is of a protocol
+    about = {"method": experiment.model.method, "strategy": experiment.masking.strategy, "amt_ray.protocols": protocols}
+    about |= tags or {}
     run_id = start_run(target, name, kind, experiment.dotted(), about, parent)
     log_text(target, run_id, "config.yaml", experiment.to_yaml())
     log_data(target, run_id, experiment)
