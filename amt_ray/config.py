@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from amt_ray import plugins
 from amt_ray.core.attention import ROLLOUT, Scoring, resolve_heads, resolve_layers
+from amt_ray.core.cost import Course
 from amt_ray.core.encoder_names import encoder_sizes
 from amt_ray.core.evals import Evaluation
 from amt_ray.core.loop import PRECISIONS
@@ -372,7 +373,7 @@ class Experiment(Section):
         if self.attention.layers != ROLLOUT:
             resolve_layers(self.attention.layers, self.model.encoder.depth)  # type: ignore[arg-type]
         resolve_heads(self.attention.heads, self.model.encoder.num_heads)
-        _build_on_meta(self.model.method, json.dumps(self.model.arguments(self.image_size)))
+        _ = self.shape  # what the method refuses is refused before any worker starts
         units = self.unit_grid[0] * self.unit_grid[1]
         for epoch in range(self.masking.warmup_epochs, max(self.train.epochs, self.masking.warmup_epochs + 1)):
             self.strategy_at(self.schedule.progress(epoch)).counts(units)
@@ -436,6 +437,17 @@ class Experiment(Section):
         return Scoring(self.attention.layers, self.attention.heads, PRECISIONS[precision])
 
     @property
+    def shape(self) -> Any:
+        """The method on the meta device: its shapes without its memory; the same object for the same sizes."""
+        return _on_meta(self.model.method, json.dumps(self.model.arguments(self.image_size)))
+
+    @property
+    def course(self) -> Course:
+        """What the training costs an image, epoch by epoch."""
+        warmup = self.masking.build_warmup(self.unit_grid)
+        return Course(self.shape, self.schedule, warmup, self.strategy_at, self.unit, self.attention.layers)
+
+    @property
     def schedule(self) -> Schedule:
         """When what happens."""
         masking = self.masking
@@ -474,10 +486,9 @@ class Experiment(Section):
 
 
 @functools.lru_cache
-def _build_on_meta(method: str, arguments: str) -> None:
-    """Make the method without memory, so that what it refuses is refused before any worker starts."""
+def _on_meta(method: str, arguments: str) -> Any:
     with torch.device("meta"):
-        plugins.load("methods", method)(**json.loads(arguments))
+        return plugins.load("methods", method)(**json.loads(arguments))
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
