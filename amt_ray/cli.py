@@ -23,6 +23,13 @@ ExperimentFile = Annotated[Path | None, typer.Argument(help="Experiment YAML.", 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, over the file; may be repeated.")]
 Resume = Annotated[str | None, typer.Option("--resume", help="MLflow id of an interrupted run to go on with.")]
 
+Tflops = Annotated[
+    float | None,
+    typer.Option(
+        "--tflops", help="Sustained 10**12 FLOP/s of a worker to reckon with, in the place of timing steps here."
+    ),
+]
+
 RunId = Annotated[str | None, typer.Option("--run", help="MLflow id of a finished run.")]
 CheckpointPath = Annotated[Path | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder.")]
 
@@ -45,9 +52,18 @@ def pretrain(experiment: ExperimentFile = None, set_: Overrides = None, resume: 
 
 
 @app.command()
-def sweep(experiment: ExperimentFile = None, set_: Overrides = None, resume: Resume = None) -> None:
+def sweep(
+    experiment: ExperimentFile = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost; start nothing.")] = False,
+    tflops: Tflops = None,
+) -> None:
     """Search with Ray Tune; every trial is an MLflow run."""
     given = None if resume else _load(experiment, set_)
+    if dry_run and given is not None:
+        _tell(given, tflops)
+        return
     from amt_ray.runtime.sweep import recorded, sweep
 
     wanted = given or recorded(str(resume))
@@ -132,18 +148,9 @@ def export(
 
 
 @app.command()
-def validate(experiment: ExperimentFile = None, set_: Overrides = None) -> None:
-    """Print the resolved configuration with every default; starts nothing."""
-    wanted = _load(experiment, set_)
-    if wanted.sweep is not None:
-        from amt_ray.space import sweep_points
-
-        points = sweep_points(wanted)
-        print(f"# sweep: {points.count} trials, {points.infeasible} infeasible combinations left out")
-    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
-    visible, masked, thrown = (count * area for count in counts)
-    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
-    print(wanted.to_yaml(), end="")
+def validate(experiment: ExperimentFile = None, set_: Overrides = None, tflops: Tflops = None) -> None:
+    """Print what the experiment will cost and its configuration with every default; starts nothing."""
+    _tell(_load(experiment, set_), tflops)
 
 
 def main() -> None:
@@ -170,6 +177,18 @@ def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
+
+
+def _tell(wanted: Experiment, tflops: float | None) -> None:
+    """The estimate as comments at the head of the resolved YAML."""
+    from amt_ray.runtime.timing import estimated
+
+    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
+    visible, masked, thrown = (count * area for count in counts)
+    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
+    for line in estimated(wanted, tflops):
+        print(f"# {line}")
+    print(wanted.to_yaml(), end="")
 
 
 def _indices(text: str | None) -> list[int] | None:
