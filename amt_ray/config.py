@@ -495,7 +495,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file.
 
     Args:
-        path: YAML; ``extends: other.yaml`` (relative to it) is read first, and the file's own keys go over it.
+        path: YAML; ``extends: other.yaml`` (relative to it), or a list of such, is read first, each over the one before
+            it, and the file's own keys go over them.
         overrides: ``key.path=value``, the value as YAML, applied last.
 
     Raises:
@@ -603,13 +604,14 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"an experiment must be a mapping of keys, got {type(tree).__name__} in {path}.")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    parent = (path.parent / str(base)).resolve()
-    if parent in seen:
-        raise ConfigError(f"extends must not go in a circle, got {parent} again.")
-    return _merged(_read_tree(parent, (*seen, path.resolve())), tree)
+    bases = tree.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        parent = (path.parent / str(base)).resolve()
+        if parent in (*seen, path.resolve()):
+            raise ConfigError(f"extends must not go in a circle, got {parent} again.")
+        merged = _merged(merged, _read_tree(parent, (*seen, path.resolve())))
+    return _merged(merged, tree)
 
 
 def _parse(text: str, where: str) -> Any:

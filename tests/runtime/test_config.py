@@ -70,6 +70,10 @@ def test_config__extends_is_read_first_and_overrides_last(tmp_path):
     (tmp_path / "child.yaml").write_text("extends: base.yaml\ntrain: {epochs: 9}\noptim: {base_lr: 1e-4}\n")
     experiment = load_experiment(tmp_path / "child.yaml", ["train.batch_size=64"])
     assert (experiment.train.epochs, experiment.train.batch_size, experiment.optim.base_lr) == (9, 64, 1e-4)
+    (tmp_path / "length.yaml").write_text("train: {epochs: 7}\noptim: {base_lr: 2e-4}\n")
+    (tmp_path / "child.yaml").write_text("extends: [base.yaml, length.yaml]\noptim: {base_lr: 1e-4}\n")
+    experiment = load_experiment(tmp_path / "child.yaml")
+    assert (experiment.train.epochs, experiment.train.batch_size, experiment.optim.base_lr) == (7, 256, 1e-4)
     (tmp_path / "base.yaml").write_text("extends: child.yaml")
     with pytest.raises(ConfigError, match="circle"):
         load_experiment(tmp_path / "child.yaml")
