@@ -2,6 +2,7 @@
 
 import math
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -181,13 +182,16 @@ def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
 
 def _tell(wanted: Experiment, tflops: float | None) -> None:
     """The estimate as comments at the head of the resolved YAML."""
+    from amt_ray.estimate import UncountedError
     from amt_ray.runtime.timing import estimated
 
     counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
     visible, masked, thrown = (count * area for count in counts)
     print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
-    for line in estimated(wanted, tflops):
-        print(f"# {line}")
+    try:
+        print(textwrap.indent(str(estimated(wanted, tflops)), "# "))
+    except UncountedError as error:
+        print(f"# no estimate: {error}")
     print(wanted.to_yaml(), end="")
 
 

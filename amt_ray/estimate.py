@@ -102,6 +102,9 @@ class Estimate:
         """Memory of the score maps of all trainings that run at once."""
         return self.at_once * max(score_store_bytes(work.experiment.shape, work.images) for work in self.works)
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> Iterator[str]:
         """For people, one fact a line."""
         sweep = self.works[0].experiment.sweep

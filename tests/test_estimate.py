@@ -90,7 +90,6 @@ def test_training_images__of_an_unknown_folder_cannot_be_counted(tmp_path):
     experiment = tiny(data__name="imagefolder", data__root=str(tmp_path / "absent"))
     with pytest.raises(UncountedError, match="must be an existing folder"):
         training_images(experiment)
-    assert timing.estimated(experiment)[0].startswith("no estimate: the images cannot be counted here")
 
 
 def test_clock__times_every_distinct_model_once_and_leaves_the_threads_as_they_were(monkeypatch):

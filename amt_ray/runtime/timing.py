@@ -19,7 +19,7 @@ from amt_ray.core.plan import Counts
 from amt_ray.core.ports import Solo
 from amt_ray.core.sampling import MicroBatch
 from amt_ray.core.tokens import pair
-from amt_ray.estimate import SUSTAINED_TFLOPS, UncountedError, Work, at_rate, estimate
+from amt_ray.estimate import SUSTAINED_TFLOPS, Estimate, Work, at_rate, estimate
 from amt_ray.runtime import local
 from amt_ray.runtime.splits import Opened, Splits
 
@@ -77,8 +77,8 @@ class Clock:
         return self.known.get(key, next(iter(self.known.values()))).seconds(work)
 
 
-def estimated(experiment: Experiment, tflops: float | None = None) -> list[str]:
-    """What the experiment comes to, in lines: by steps timed here where it could run here, else by a rate of FLOPs.
+def estimated(experiment: Experiment, tflops: float | None = None) -> Estimate:
+    """What the experiment comes to: by steps timed here where it could run here, else by a rate of FLOPs.
 
     Args:
         experiment: With or without a sweep.
@@ -86,20 +86,14 @@ def estimated(experiment: Experiment, tflops: float | None = None) -> list[str]:
 
     Raises:
         ConfigError: If the sweep has no feasible point.
+        UncountedError: If the number of images cannot be known here.
     """
-    speed: Callable[[Work], float]
-    slots: int | None
     if tflops is None and is_here(experiment):
         device = torch.cuda.get_device_name() if experiment.ray.use_gpu else "CPU"
-        speed, how, slots = Clock(), f"steps timed here just now, {device}", slots_here(experiment)
-    else:
-        rate = tflops or SUSTAINED_TFLOPS
-        assumed = "" if tflops else ", an assumption: --tflops sets another"
-        speed, how, slots = at_rate(rate), f"at {rate:g} TFLOP/s a worker{assumed}", None
-    try:
-        return list(estimate(experiment, speed, how, slots).lines())
-    except UncountedError as error:
-        return [f"no estimate: {error}"]
+        return estimate(experiment, Clock(), f"steps timed here just now, {device}", slots_here(experiment))
+    rate = tflops or SUSTAINED_TFLOPS
+    assumed = "" if tflops else ", an assumption: --tflops sets another"
+    return estimate(experiment, at_rate(rate), f"at {rate:g} TFLOP/s a worker{assumed}")
 
 
 def is_here(experiment: Experiment) -> bool:
