@@ -288,4 +288,5 @@ def _trained(model: "Run | str | Path") -> "Trained":
 def _console(quiet: bool) -> "Console":
     from rich.console import Console
 
-    return Console(file=io.StringIO(), width=120) if quiet else Console()
+    # a notebook's console would show itself whatever its file is
+    return Console(file=io.StringIO(), width=120, force_jupyter=False) if quiet else Console()

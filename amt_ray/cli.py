@@ -62,12 +62,12 @@ def sweep(
 ) -> None:
     """Search with Ray Tune; every trial is an MLflow run."""
     given = None if resume else _load(experiment, set_)
-    if dry_run and given is not None:
-        _tell(given, tflops)
-        return
     from amt_ray.runtime.sweep import recorded, sweep
 
     wanted = given or recorded(str(resume))
+    if dry_run:
+        _tell(wanted, tflops)
+        return
     parent = sweep(wanted, console, resume)
     console.print(
         f"Sweep {parent}; compare its trials with: amt-ray compare --sweep {parent}", highlight=False, soft_wrap=True
