@@ -2,6 +2,7 @@
 
 import math
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,13 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 ExperimentFile = Annotated[Path | None, typer.Argument(help="Experiment YAML.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, over the file; may be repeated.")]
 Resume = Annotated[str | None, typer.Option("--resume", help="MLflow id of an interrupted run to go on with.")]
+
+Tflops = Annotated[
+    float | None,
+    typer.Option(
+        "--tflops", help="Sustained 10**12 FLOP/s of a worker to reckon with, in the place of timing steps here."
+    ),
+]
 
 RunId = Annotated[str | None, typer.Option("--run", help="MLflow id of a finished run.")]
 CheckpointPath = Annotated[
@@ -47,12 +55,21 @@ def pretrain(experiment: ExperimentFile = None, set_: Overrides = None, resume: 
 
 
 @app.command()
-def sweep(experiment: ExperimentFile = None, set_: Overrides = None, resume: Resume = None) -> None:
-    """Search with Ray Tune; every trial is an MLflow run."""
+def sweep(
+    experiment: ExperimentFile = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost; start nothing.")] = False,
+    tflops: Tflops = None,
+) -> None:
+    """Search with Ray Tune; every trial is an MLflow run. --resume goes on, and --set may then make it larger."""
     given = None if resume else _load(experiment, set_)
     from amt_ray.runtime.sweep import recorded, sweep
 
-    wanted = given or recorded(str(resume))
+    wanted = given or recorded(str(resume), set_ or ())
+    if dry_run:
+        _tell(wanted, tflops)
+        return
     parent = sweep(wanted, console, resume)
     console.print(
         f"Sweep {parent}; compare its trials with: amt-ray compare --sweep {parent}", highlight=False, soft_wrap=True
@@ -134,18 +151,9 @@ def export(
 
 
 @app.command()
-def validate(experiment: ExperimentFile = None, set_: Overrides = None) -> None:
-    """Print the resolved configuration with every default; starts nothing."""
-    wanted = _load(experiment, set_)
-    if wanted.sweep is not None:
-        from amt_ray.space import sweep_points
-
-        points = sweep_points(wanted)
-        print(f"# sweep: {points.count} trials, {points.infeasible} infeasible combinations left out")
-    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
-    visible, masked, thrown = (count * area for count in counts)
-    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
-    print(wanted.to_yaml(), end="")
+def validate(experiment: ExperimentFile = None, set_: Overrides = None, tflops: Tflops = None) -> None:
+    """Print what the experiment will cost and its configuration with every default; starts nothing."""
+    _tell(_load(experiment, set_), tflops)
 
 
 def main() -> None:
@@ -172,6 +180,21 @@ def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
+
+
+def _tell(wanted: Experiment, tflops: float | None) -> None:
+    """The estimate as comments at the head of the resolved YAML."""
+    from amt_ray.estimate import UncountedError
+    from amt_ray.runtime.timing import estimated
+
+    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
+    visible, masked, thrown = (count * area for count in counts)
+    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
+    try:
+        print(textwrap.indent(str(estimated(wanted, tflops)), "# "))
+    except UncountedError as error:
+        print(f"# no estimate: {error}")
+    print(wanted.to_yaml(), end="")
 
 
 def _indices(text: str | None) -> list[int] | None:

@@ -12,27 +12,22 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from amt_ray import plugins
 from amt_ray.core.attention import ROLLOUT, Scoring, resolve_heads, resolve_layers
+from amt_ray.core.cost import Course
 from amt_ray.core.encoder_names import encoder_sizes
 from amt_ray.core.evals import Evaluation
 from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.masking import MaskingStrategy
+from amt_ray.core.plan import InfeasibleError
 from amt_ray.core.schedule import Ramp, Schedule
 from amt_ray.core.tokens import pair, patch_grid
 from amt_ray.protocols import protocol
-
-
-class ConfigError(ValueError):
-    """A configuration that breaks a rule; the message is one line for the user."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from amt_ray.section import ConfigError as ConfigError
+from amt_ray.section import InfeasiblePointError, Section
+from amt_ray.sweep_section import Sweep
 
 
 class Data(Section):
@@ -226,6 +221,10 @@ class Attention(Section):
     precision: Literal["float32", "bfloat16"] | None = None
     crop: Literal["aligned", "as_released"] = "aligned"
 
+    def scoring(self, precision: str) -> Scoring:
+        """What makes the scores, in ``precision`` unless this section has its own."""
+        return Scoring(self.layers, self.heads, PRECISIONS[self.precision or precision])
+
 
 class Optim(Section):
     """AdamW; the learning rate is base_lr x global batch / 256."""
@@ -296,62 +295,15 @@ class Ray(Section):
 
 
 class Tracking(Section):
-    """MLflow. Unset: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory."""
+    """MLflow. Unset: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    ``log_model`` keeps the encoder of a pretraining, and of a sweep's best trial (registered, with the alias ``best``),
+    as an MLflow model.
+    """
 
     uri: str | None = None
     experiment: str | None = None
-
-
-class Axis(Section):
-    """Values of one searched key: exactly one of ``grid``, ``choice``, ``uniform``."""
-
-    grid: tuple[Any, ...] | None = Field(None, min_length=1)
-    choice: tuple[Any, ...] | None = Field(None, min_length=1)
-    uniform: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Axis":
-        given = [kind for kind in ("grid", "choice", "uniform") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a searched key must have exactly one of grid, choice, uniform, got {given or 'none'}.")
-        if self.uniform is not None and not self.uniform[0] < self.uniform[1]:
-            raise ValueError(f"uniform must be [low, high] with low < high, got {list(self.uniform)}.")
-        return self
-
-
-class ASHA(Section):
-    """Stop the weaker trials early (Li et al. 2020, https://arxiv.org/abs/1810.05934)."""
-
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: float = Field(3, gt=1)
-
-
-class Sweep(Section):
-    """A search: ``grid`` tries every combination; ``random`` and ``optuna`` (TPE) draw ``num_samples`` points."""
-
-    metric: str = "eval/knn_top1"
-    mode: Literal["max", "min"] = "max"
-    search: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: int = Field(8, ge=1)
-    max_concurrent_trials: int = Field(2, ge=1)
-    max_failures: int = Field(1, ge=0)
-    baselines: tuple[dict[str, Any], ...] = ()
-    space: dict[str, Axis] = {}
-    asha: ASHA | None = None
-    retrain_best: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _searchable(self) -> "Sweep":
-        kinds = {"grid": ("grid", "choice")}.get(self.search, ("choice", "uniform", "grid"))
-        for key, axis in self.space.items():
-            if not any(getattr(axis, kind) is not None for kind in kinds):
-                raise ValueError(f"a grid search needs values to try, got only a range for sweep.space.{key}.")
-        if not self.metric.startswith("eval/"):
-            raise ValueError(
-                f"sweep.metric must be a probe (eval/...), got {self.metric}: "
-                "losses at different ratios do not compare."
-            )
-        return self
+    log_model: bool = True
 
 
 class Experiment(Section):
@@ -379,7 +331,7 @@ class Experiment(Section):
         if self.attention.layers != ROLLOUT:
             resolve_layers(self.attention.layers, self.model.encoder.depth)  # type: ignore[arg-type]
         resolve_heads(self.attention.heads, self.model.encoder.num_heads)
-        _build_on_meta(self.model.method, json.dumps(self.model.arguments(self.image_size)))
+        _ = self.shape  # what the method refuses is refused before any worker starts
         units = self.unit_grid[0] * self.unit_grid[1]
         for epoch in range(self.masking.warmup_epochs, max(self.train.epochs, self.masking.warmup_epochs + 1)):
             self.strategy_at(self.schedule.progress(epoch)).counts(units)
@@ -395,7 +347,7 @@ class Experiment(Section):
         if self.eval.protocols and not self.data.val_fraction:
             raise ValueError("data.val_fraction must be above 0 where eval.protocols are asked for, got 0.")
         measured = tuple(f"eval/{name}" for chosen in self.eval.chosen for name in chosen.measures)
-        if self.sweep and not self.sweep.metric.startswith(measured):
+        if self.sweep and not self.sweep.force and not self.sweep.metric.startswith(measured):
             told = ", ".join(f"{name}..." for name in measured) or "nothing"
             raise ValueError(f"sweep.metric must be what eval.protocols measure ({told}), got {self.sweep.metric}.")
         return self
@@ -439,8 +391,18 @@ class Experiment(Section):
     @property
     def scoring(self) -> Scoring:
         """What makes the scores."""
-        precision = self.attention.precision or self.train.precision
-        return Scoring(self.attention.layers, self.attention.heads, PRECISIONS[precision])
+        return self.attention.scoring(self.train.precision)
+
+    @property
+    def shape(self) -> Any:
+        """The method on the meta device: its shapes without its memory; the same object for the same sizes."""
+        return _on_meta(self.model.method, json.dumps(self.model.arguments(self.image_size)))
+
+    @property
+    def course(self) -> Course:
+        """What the training costs an image, epoch by epoch."""
+        warmup = self.masking.build_warmup(self.unit_grid)
+        return Course(self.shape, self.schedule, warmup, self.strategy_at, self.unit, self.attention.layers)
 
     @property
     def best(self) -> tuple[str, str] | None:
@@ -489,17 +451,17 @@ class Experiment(Section):
 
 
 @functools.lru_cache
-def _build_on_meta(method: str, arguments: str) -> None:
-    """Make the method without memory, so that what it refuses is refused before any worker starts."""
+def _on_meta(method: str, arguments: str) -> Any:
     with torch.device("meta"):
-        plugins.load("methods", method)(**json.loads(arguments))
+        return plugins.load("methods", method)(**json.loads(arguments))
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file.
 
     Args:
-        path: YAML; ``extends: other.yaml`` (relative to it) is read first, and the file's own keys go over it.
+        path: YAML; ``extends: other.yaml`` (relative to it), or a list of such, is read first, each over the one before
+            it, and the file's own keys go over them.
         overrides: ``key.path=value``, the value as YAML, applied last.
 
     Raises:
@@ -560,12 +522,15 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     """Validate a tree of plain values.
 
     Raises:
+        InfeasiblePointError: If values are sound, but not together.
         ConfigError: With one line about the first broken rule.
     """
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_first_line(error)) from error
+        causes = [problem.get("ctx", {}).get("error") for problem in error.errors()]
+        infeasible = all(isinstance(cause, InfeasibleError) for cause in causes)
+        raise (InfeasiblePointError if infeasible else ConfigError)(_first_line(error)) from error
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -607,13 +572,14 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"an experiment must be a mapping of keys, got {type(tree).__name__} in {path}.")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    parent = (path.parent / str(base)).resolve()
-    if parent in seen:
-        raise ConfigError(f"extends must not go in a circle, got {parent} again.")
-    return _merged(_read_tree(parent, (*seen, path.resolve())), tree)
+    bases = tree.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        parent = (path.parent / str(base)).resolve()
+        if parent in (*seen, path.resolve()):
+            raise ConfigError(f"extends must not go in a circle, got {parent} again.")
+        merged = _merged(merged, _read_tree(parent, (*seen, path.resolve())))
+    return _merged(merged, tree)
 
 
 def _parse(text: str, where: str) -> Any:

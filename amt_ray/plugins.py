@@ -4,6 +4,7 @@
 underscores. A dotted name is a module outside the package, looked up in the same way.
 """
 
+import functools
 import importlib
 import pkgutil
 from types import ModuleType
@@ -17,9 +18,12 @@ PACKAGES = {
 }
 
 
-def names(kind: str) -> list[str]:
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
     """All plug-ins of a kind that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGES[kind]).__path__))
+    return tuple(
+        sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGES[kind]).__path__))
+    )
 
 
 def load(kind: str, name: str) -> Any:

@@ -3,22 +3,31 @@
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amt_ray.config import Axis, ConfigError, Experiment, Moving
+from amt_ray.config import ConfigError, Experiment, Moving
+from amt_ray.core.attention import resolve_layers
+from amt_ray.core.plan import InfeasibleError
+from amt_ray.section import InfeasiblePointError
+from amt_ray.sweep_section import Axis, Sweep, canonical
 
-MASK, THROW = "masking.mask_ratio", "masking.throw_ratio"
+MASK, THROW, LAYERS = "masking.mask_ratio", "masking.throw_ratio", "attention.layers"
 Point = dict[str, Any]
 
 
 class Draw(Protocol):
     """How values are drawn: by a seeded generator, or by Optuna's trial."""
 
-    def choose(self, key: str, values: Sequence[Any]) -> Any: ...
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """One of the values; ``depends`` tells whether they differ from draw to draw."""
+        ...
 
-    def between(self, key: str, low: float, high: float) -> float: ...
+    def between(self, key: str, low: float, high: float, log: bool = False) -> float: ...
+
+    def integer(self, key: str, low: int, high: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Points:
         baselines: Points for comparison, tried first.
         listed: Points known beforehand (grid and random search).
         sampled: Points to be asked for while the sweep runs (Optuna).
-        infeasible: Combinations of a grid that leave no visible patch, left out.
+        infeasible: Combinations of a grid that leave no visible patch or name a layer that is not there, left out.
     """
 
     baselines: list[Point]
@@ -39,8 +48,20 @@ class Points:
 
     @property
     def count(self) -> int:
-        """Trials in all."""
+        """Points in all."""
         return len(self.baselines) + len(self.listed) + self.sampled
+
+
+def sweep_of(experiment: Experiment) -> Sweep:
+    """The sweep section.
+
+    Raises:
+        ConfigError: If there is nothing to try.
+    """
+    sweep = experiment.sweep
+    if sweep is None or not (sweep.space or sweep.baselines):
+        raise ConfigError("a sweep needs sweep.space or sweep.baselines, got neither.")
+    return sweep
 
 
 def sweep_points(experiment: Experiment) -> Points:
@@ -49,19 +70,17 @@ def sweep_points(experiment: Experiment) -> Points:
     Raises:
         ConfigError: If there is no sweep, a key is unknown, a point breaks a rule, or no point is feasible.
     """
-    sweep = experiment.sweep
-    if sweep is None or not (sweep.space or sweep.baselines):
-        raise ConfigError("a sweep needs sweep.space or sweep.baselines, got neither.")
+    sweep = sweep_of(experiment)
     listed: list[Point] = []
     infeasible = sampled = 0
     if sweep.space and sweep.search == "grid":
         listed, infeasible = _grid(experiment)
     elif sweep.space and sweep.search == "random":
         generator = random.Random(experiment.seed)
-        listed = [draw_point(experiment, _Seeded(generator)) for _ in range(sweep.num_samples)]
+        listed = [draw_point(experiment, Seeded(generator)) for _ in range(sweep.num_samples)]
     elif sweep.space:
         sampled = sweep.num_samples
-        draw_point(experiment, _Seeded(random.Random(0)))
+        draw_point(experiment, Seeded(random.Random(0)))
     for point in (*sweep.baselines, *listed, {**(sweep.retrain_best or {})}):
         experiment.override(point)
     return Points([dict(b) for b in sweep.baselines], listed, sampled, infeasible)
@@ -73,19 +92,35 @@ def draw_point(experiment: Experiment, draw: Draw) -> Point:
     Raises:
         ConfigError: If the ranges leave no feasible value.
     """
-    assert experiment.sweep is not None
-    space, masking = experiment.sweep.space, experiment.masking
-    room = 1 - 1 / math.prod(experiment.unit_grid)
-    point: Point = {}
-    for key in sorted(space, key=lambda k: (k != MASK, k != THROW)):
-        limit = 1.0e9
-        if key == MASK:
-            limit = room - (_least(space[THROW]) if THROW in space else _greatest(masking.throw_ratio))
-        if key == THROW:
-            limit = room - _greatest(point.get(MASK, masking.mask_ratio))
-        point[key] = _draw_value(key, space[key], draw, limit)
+    sweep = sweep_of(experiment)
+    flat, point = experiment.dotted(), Point()
+    for key in _drawing_order(sweep.space):
+        axis = sweep.space[key]
+        if axis.applies(ChainMap(point, flat)):
+            point[key] = _draw_value(key, axis, draw, experiment, point)
     experiment.override(point)
     return point
+
+
+def moved(experiment: Experiment, point: Point, resample: float, draw: "Seeded") -> Point:
+    """A point near another, for population-based training: each value is moved, or drawn anew.
+
+    Args:
+        experiment: With the sweep's space.
+        point: Where to start.
+        resample: Probability with which a value is drawn anew from its axis.
+        draw: Randomness.
+
+    Returns:
+        A feasible point: numbers go up or down by a fifth within their range, listed values to a neighbour.
+    """
+    for _ in range(100):
+        try:
+            near = draw_point(experiment, Near(draw, point, resample))
+        except InfeasiblePointError:
+            continue
+        return near
+    return dict(point)
 
 
 def label(point: Mapping[str, Any], experiment: Experiment) -> str:
@@ -99,22 +134,111 @@ def label(point: Mapping[str, Any], experiment: Experiment) -> str:
 
 
 def _grid(experiment: Experiment) -> tuple[list[Point], int]:
-    assert experiment.sweep is not None
-    axes = {key: axis.grid or axis.choice or () for key, axis in experiment.sweep.space.items()}
-    for key in axes:
-        experiment.override({key: axes[key][0]} if key not in (MASK, THROW) else {MASK: 0.5, THROW: 0.0})
-    points, masking, units = [], experiment.masking, math.prod(experiment.unit_grid)
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        total = _greatest(point.get(MASK, masking.mask_ratio)) + _greatest(point.get(THROW, masking.throw_ratio))
-        if int(units * total) < units:
-            points.append(point)
+    sweep = sweep_of(experiment)
+    points: dict[str, Point] = {}
+    infeasible: set[str] = set()
+    for point in _combinations(experiment, sweep.space):
+        try:
+            experiment.override(point)
+            points.setdefault(canonical(point), point)
+        except InfeasiblePointError:
+            infeasible.add(canonical(point))
     if not points:
+        axes = {key: list(axis.values or ()) for key, axis in sweep.space.items()}
         raise ConfigError(f"mask_ratio + throw_ratio must leave a visible patch in some point of the grid, got {axes}.")
-    total_points = 1
-    for values in axes.values():
-        total_points *= len(values)
-    return points, total_points - len(points)
+    return list(points.values()), len(infeasible)
+
+
+def _combinations(experiment: Experiment, space: Mapping[str, Axis]) -> Iterator[Point]:
+    """Every combination of values; where a key's condition does not hold, the point is without it."""
+    flat, keys = experiment.dotted(), list(space)
+    for values in itertools.product(*(space[key].values or () for key in keys)):
+        everything = dict(zip(keys, values, strict=True))
+        kept = Point()
+        for key in _drawing_order(space):
+            if space[key].applies(ChainMap(kept, flat)):
+                kept[key] = everything[key]
+        yield {key: kept[key] for key in keys if key in kept}
+
+
+def _drawing_order(space: Mapping[str, Axis]) -> list[str]:
+    """Keys after those that they depend on: conditions, then the model, the ratios, the layers.
+
+    Raises:
+        ConfigError: If conditions go in a circle.
+    """
+    left = sorted(space, key=lambda key: (key in (MASK, THROW, LAYERS), key == LAYERS, key == THROW))
+    order: list[str] = []
+    while left:
+        ready = next((key for key in left if not any(other in left for other in space[key].when)), None)
+        if ready is None:
+            raise ConfigError(f"sweep.space: when must not go in a circle, got {', '.join(left)}.")
+        order.append(ready)
+        left.remove(ready)
+    return order
+
+
+def _draw_value(key: str, axis: Axis, draw: Draw, experiment: Experiment, point: Point) -> Any:
+    if key == LAYERS and axis.values:
+        return _draw_layers(axis, draw, _shape(experiment, point)[1])
+    limit = _limit(key, experiment, point)
+    least = 1 / _shape(experiment, point)[0] if key == MASK else None
+    if axis.span is None:
+        values = [v for v in axis.values or () if limit is None or _greatest(v) <= limit + 1e-9]
+        values = [v for v in values if least is None or _least_of(v) >= least]
+        if not values:
+            raise InfeasiblePointError(f"{MASK} + {THROW} must leave at least one visible patch, got no {key} "
+                                       f"below {limit:.4g}.")  # fmt: skip
+        return draw.choose(key, values, depends=key == THROW)
+    low, high = axis.span
+    if axis.integers is not None:
+        return draw.integer(key, int(low), int(high))
+    low, high = low if least is None else max(low, least), high if limit is None else min(high, limit)
+    if high < low:
+        raise InfeasiblePointError(
+            f"{MASK} + {THROW} must leave at least one visible patch, got {key} >= {low} of {limit:.4g}."
+        )
+    return draw.between(key, low, high, log=axis.log_uniform is not None)
+
+
+def _limit(key: str, experiment: Experiment, point: Point) -> float | None:
+    """The greatest value of a ratio that leaves a visible unit."""
+    if key not in (MASK, THROW):
+        return None
+    room = 1 - 1 / _shape(experiment, point)[0]
+    space, masking = sweep_of(experiment).space, experiment.masking
+    if key == THROW:
+        return room - _greatest(point.get(MASK, masking.mask_ratio))
+    return room - (_least(space[THROW]) if THROW in space else _greatest(masking.throw_ratio))
+
+
+def _draw_layers(axis: Axis, draw: Draw, depth: int) -> Any:
+    """One of the values that an encoder of this depth has."""
+
+    def there(layers: Any) -> bool:
+        try:
+            return layers == "rollout" or bool(resolve_layers(layers, depth))
+        except InfeasibleError:
+            return False
+
+    values = [layers for layers in axis.values or () if there(layers)]
+    if not values:
+        raise InfeasiblePointError(f"{LAYERS} must have a value for {depth} blocks, got {list(axis.values or ())}.")
+    return draw.choose(LAYERS, values, depends=len(values) < len(axis.values or ()))
+
+
+def _shape(experiment: Experiment, point: Point) -> tuple[int, int]:
+    """Masking units and encoder depth of what a point, drawn so far, is about."""
+    sized = {k: v for k, v in point.items() if k.startswith(("model.", "data.", "masking.unit_px"))}
+    return _own_shape(_sized(experiment, sized) if sized else experiment)
+
+
+def _own_shape(experiment: Experiment) -> tuple[int, int]:
+    return math.prod(experiment.unit_grid), experiment.model.encoder.depth
+
+
+def _sized(experiment: Experiment, sized: Point) -> Experiment:
+    return experiment.override({**sized, MASK: experiment.masking.warmup_mask_ratio, THROW: 0.0, LAYERS: -1})
 
 
 def _greatest(ratio: Any) -> float:
@@ -124,33 +248,64 @@ def _greatest(ratio: Any) -> float:
     return float(max(ratio.start, ratio.end) if isinstance(ratio, Moving) else ratio)
 
 
+def _least_of(ratio: Any) -> float:
+    return float(min(ratio["start"], ratio["end"]) if isinstance(ratio, dict) else ratio)
+
+
 def _least(axis: Axis) -> float:
-    return float(axis.uniform[0] if axis.uniform else min(axis.grid or axis.choice or (0.0,)))
-
-
-def _draw_value(key: str, axis: Axis, draw: Draw, limit: float) -> Any:
-    if axis.uniform is not None:
-        low, high = axis.uniform[0], min(axis.uniform[1], limit)
-        if high < low:
-            raise ConfigError(
-                f"{MASK} + {THROW} must leave at least one visible patch, got {key} >= {low} of {limit:.4g}."
-            )
-        return draw.between(key, low, high)
-    values = [v for v in (axis.grid or axis.choice or ()) if limit > 1e8 or v <= limit + 1e-9]
-    if not values:
-        raise ConfigError(f"{MASK} + {THROW} must leave at least one visible patch, got no {key} below {limit:.4g}.")
-    return draw.choose(key, values)
+    return float(axis.span[0]) if axis.span else min(map(_greatest, axis.values or (0.0,)))
 
 
 @dataclass(frozen=True)
-class _Seeded:
+class Seeded:
+    """Draws by a generator."""
+
     generator: random.Random
 
-    def choose(self, key: str, values: Sequence[Any]) -> Any:
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """One of the values."""
         return self.generator.choice(values)
 
-    def between(self, key: str, low: float, high: float) -> float:
+    def between(self, key: str, low: float, high: float, log: bool = False) -> float:
+        """A number in the range."""
+        if log:
+            return math.exp(self.generator.uniform(math.log(low), math.log(high)))
         return self.generator.uniform(low, high)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """A whole number in the range."""
+        return self.generator.randint(low, high)
+
+
+@dataclass(frozen=True)
+class Near:
+    """Draws near a known point."""
+
+    draw: Seeded
+    point: Point
+    resample: float
+
+    def _anew(self, key: str) -> bool:
+        return key not in self.point or self.draw.generator.random() < self.resample
+
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """The value before or after."""
+        if self._anew(key) or self.point[key] not in values:
+            return self.draw.choose(key, values, depends)
+        place = list(values).index(self.point[key]) + self.draw.generator.choice((-1, 1))
+        return values[min(max(place, 0), len(values) - 1)]
+
+    def between(self, key: str, low: float, high: float, log: bool = False) -> float:
+        """A fifth more or less."""
+        if self._anew(key):
+            return self.draw.between(key, low, high, log)
+        return min(max(float(self.point[key]) * self.draw.generator.choice((0.8, 1.2)), low), high)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """One more or less."""
+        if self._anew(key):
+            return self.draw.integer(key, low, high)
+        return min(max(int(self.point[key]) + self.draw.generator.choice((-1, 1)), low), high)
 
 
 @dataclass(frozen=True)
@@ -159,26 +314,17 @@ class FromOptuna:
 
     trial: Any
 
-    def choose(self, key: str, values: Sequence[Any]) -> Any:
-        """One of the values; ordered numbers whose range depends on another draw go by rank."""
-        if key == THROW:  # the values left depend on the masking ratio, and Optuna's categories must not change
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """One of the values; those that depend on other draws go by rank, since Optuna's categories must not change."""
+        if depends:
             return values[int(self.between(f"{key}:rank", 0.0, 1.0 - 1e-9) * len(values))]
-        return self.trial.suggest_categorical(key, list(values))
+        told = {canonical(value): value for value in values}  # a list of layers is no category, its text is one
+        return told[self.trial.suggest_categorical(key, list(told))]
 
-    def between(self, key: str, low: float, high: float) -> float:
+    def between(self, key: str, low: float, high: float, log: bool = False) -> float:
         """A number in the range."""
-        return float(self.trial.suggest_float(key, low, high))
+        return float(self.trial.suggest_float(key, low, high, log=log))
 
-
-@dataclass(frozen=True)
-class OptunaSpace:
-    """The define-by-run function for Ray Tune's OptunaSearch: draws a point, and returns it whole as ``point``.
-
-    An object, not a closure, because Tune keeps a pickled copy of its searcher.
-    """
-
-    experiment: Experiment
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        """Draw one point with an Optuna trial."""
-        return {"point": draw_point(self.experiment, FromOptuna(trial))}
+    def integer(self, key: str, low: int, high: int) -> int:
+        """A whole number in the range."""
+        return int(self.trial.suggest_int(key, low, high))

@@ -14,6 +14,7 @@ TREE = {
     "optim": {"base_lr": 1e-3, "warmup_epochs": 1},
     "train": {"epochs": 4, "batch_size": 256},
     "eval": {"every_epochs": 2},
+    "tracking": {"log_model": False},
 }
 
 

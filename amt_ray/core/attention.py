@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.plan import InfeasibleError
 from amt_ray.core.tokens import patchify
 
 ROLLOUT = "rollout"
@@ -27,12 +28,12 @@ def resolve_layers(layers: int | Sequence[int] | str, depth: int) -> tuple[int, 
         depth: Number of blocks.
 
     Raises:
-        ValueError: If there is none, or one that the encoder does not have.
+        InfeasibleError: If there is none, or one that the encoder does not have.
     """
     wanted: list[Any] = [layers] if isinstance(layers, int) else list(layers)
     if not wanted or any(isinstance(layer, str) or not -depth <= layer < depth for layer in wanted):
         shown = layers if isinstance(layers, int) else list(layers)
-        raise ValueError(f"attention.layers must be in [{-depth}, {depth - 1}] for {depth} blocks, got {shown}.")
+        raise InfeasibleError(f"attention.layers must be in [{-depth}, {depth - 1}] for {depth} blocks, got {shown}.")
     return tuple(sorted({layer % depth for layer in wanted}))
 
 
@@ -187,6 +188,31 @@ class Scoring:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the pass."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def name(self) -> str:
+        """Equal for equal settings."""
+        return f"{self.layers} {self.heads} {self.dtype}"
+
+
+def score_by(scorings: Sequence[Scoring], model: Encoder, images_BCYX: Tensor) -> Tensor:
+    """scores_KBN of whole images by several scorings: exactly what each would give alone.
+
+    Those that differ in their layers only share one pass.
+    """
+    found: dict[str, Tensor] = {}
+    for heads, dtype in {(str(s.heads), s.dtype): (s.heads, s.dtype) for s in scorings}.values():
+        alike = [s for s in scorings if (s.heads, s.dtype) == (heads, dtype)]
+        found |= {s.name: s(model, images_BCYX) for s in alike if s.layers == ROLLOUT}
+        wanted = {s.name: resolve_layers(s.layers, model.depth) for s in alike if s.layers != ROLLOUT}
+        if not wanted:
+            continue
+        together = sorted({layer for layers in wanted.values() for layer in layers})
+        with alike[0].autocast(images_BCYX.device):
+            maps_BLN = score_maps(model, images_BCYX, together, heads)
+        for name, layers in wanted.items():
+            found[name] = maps_BLN[:, [together.index(layer) for layer in layers]].mean(dim=1)
+    return torch.stack([found[scoring.name] for scoring in scorings])
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 ``model.safetensors`` holds the weights and, in its metadata, the resolved configuration; ``training.pt`` what else a
 run needs to go on as if it had not stopped: optimizer, position in the schedule, every rank's random states, score
-maps and the MLflow run id.
+maps, metrics so far and the MLflow run id. Where other runs go on from the checkpoint, ``scores.safetensors`` holds
+what each of them would score first.
 """
 
 import json
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = 1
-WEIGHTS, TRAINING = "model.safetensors", "training.pt"
+WEIGHTS, TRAINING, SCORES = "model.safetensors", "training.pt", "scores.safetensors"
 
 
 def random_states() -> dict[str, Any]:
@@ -64,11 +65,31 @@ def write_checkpoint(
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights, and what `write_checkpoint` was told about them."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("amt_ray", "{}"))
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (no mapping)
+        return {name: file.get_tensor(name) for name in file.keys()}, read_about(folder)  # noqa: SIM118 (no mapping)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `write_checkpoint` was told about the weights."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        about: dict[str, Any] = json.loads((file.metadata() or {}).get("amt_ray", "{}"))
+    return about
 
 
 def read_training(folder: Path) -> dict[str, Any]:
     """The training state; nothing in the file is executed."""
     state: dict[str, Any] = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     return state
+
+
+def write_scores(folder: Path, scores: Mapping[str, Tensor]) -> None:
+    """Keep score maps beside a checkpoint, by the names of their scorings; none make no file."""
+    if scores:
+        save_file({name: maps.contiguous() for name, maps in scores.items()}, folder / SCORES)
+
+
+def read_scores(folder: Path, name: str) -> Tensor | None:
+    """The score maps that `write_scores` kept by this name, or None."""
+    if not (folder / SCORES).exists():
+        return None
+    with safe_open(folder / SCORES, framework="pt") as file:
+        return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 (no mapping)

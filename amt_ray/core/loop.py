@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,16 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amt_ray.core.attention import Scoring
-from amt_ray.core.checkpoint import random_states, read_training, read_weights, restore_random_states, write_checkpoint
+from amt_ray.core.attention import Scoring, score_by
+from amt_ray.core.checkpoint import (
+    random_states,
+    read_scores,
+    read_training,
+    read_weights,
+    restore_random_states,
+    write_checkpoint,
+    write_scores,
+)
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.geometry import Crops, crop_scores, released_corner
 from amt_ray.core.images import Augmentation, ImageArray
@@ -90,6 +98,7 @@ class Pretraining:
     def __post_init__(self) -> None:
         self.epoch = 0  # epochs completed
         self.train_s = 0.0
+        self.history: dict[int, dict[str, float]] = {}  # metrics by epochs completed
         self.scores = ScoreStore(len(self.images), self.model.grid, self.ranks)
         self.wrapped: nn.Module = self.model
         if self.ranks.size > 1:
@@ -106,6 +115,7 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "train_s": self.train_s,
+            "history": self.history,
             "scores": self.scores.state_dict(),
             "random_states": random_states_of_ranks,
             **self.extra,
@@ -122,17 +132,30 @@ class Pretraining:
         self.model.load_state_dict(weights)
         state = read_training(folder)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.train_s = state["epoch"], state["train_s"]
+        self.epoch, self.train_s, self.history = state["epoch"], state["train_s"], state.get("history", {})
         self.scores.load_state_dict(state["scores"])
+        if (maps := read_scores(folder, self.scoring.name)) is not None:
+            self.scores.load_state_dict({"maps": maps, "refreshed_at_epoch": self.epoch})
         if len(state["random_states"]) == self.ranks.size:  # with other ranks than before, each keeps its fresh seed
             restore_random_states(state["random_states"][self.ranks.rank])
 
-    def save(self, checkpoints: Checkpoints, metrics: Mapping[str, float]) -> None:
-        """Write a checkpoint of the epochs completed; every rank calls it."""
+    def save(self, checkpoints: Checkpoints, metrics: Mapping[str, float], forks: Sequence[Scoring] = ()) -> None:
+        """Write a checkpoint of the epochs completed; every rank calls it.
+
+        Args:
+            checkpoints: Where to.
+            metrics: Of the last epoch.
+            forks: What trainings that go on from here score first: their scores are kept beside the checkpoint.
+        """
         state = self.state_dict(self.ranks.gather(random_states()))
         about = {**self.about, "epoch": self.epoch}
-        weights = self.model.state_dict()
-        checkpoints.save(self.epoch, metrics, lambda folder: write_checkpoint(folder, weights, state, about))
+        weights, scores = self.model.state_dict(), self.scored(forks)
+
+        def write(folder: Path) -> None:
+            write_checkpoint(folder, weights, state, about)
+            write_scores(folder, scores)
+
+        checkpoints.save(self.epoch, metrics, write)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of the forward pass."""
@@ -140,14 +163,29 @@ class Pretraining:
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def refresh_scores(self) -> None:
-        """Score every training image whole, each rank a share of every chunk."""
+        """Score every training image."""
+        for chunk, scores_KBGW in self._score_images([self.scoring]):
+            self.scores.write(chunk, scores_KBGW[0])
+        self.scores.complete(self.epoch)
+
+    def scored(self, scorings: Sequence[Scoring]) -> dict[str, Tensor]:
+        """The maps [images, G, W] of all images that several scorings would store, by the scorings' names."""
+        if not scorings:
+            return {}
+        maps_KnGW = torch.ones(len(scorings), *self.scores.maps.shape, dtype=self.scores.maps.dtype)
+        for chunk, scores_KBGW in self._score_images(scorings):
+            maps_KnGW[:, chunk] = scores_KBGW.cpu()
+        return {scoring.name: maps_nGW for scoring, maps_nGW in zip(scorings, maps_KnGW, strict=True)}
+
+    def _score_images(self, scorings: Sequence[Scoring]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and float16 maps [K, B, G, W] of the training images, whole; each rank scores a share of a chunk."""
         ranks, grid = self.ranks, self.model.grid
         for chunk in self.train_index.split(2 * max(self.batch_size, ranks.size)):
             mine = equal_share(chunk, ranks.rank, ranks.size)
             whole = self.images.whole(mine, self.augmentation.size, ranks.device)
-            scores_BGW = self.scoring(self.model, whole).reshape(-1, *grid).to(self.scores.maps.dtype)
-            self.scores.write(chunk, ranks.stack(scores_BGW).flatten(0, 1)[: len(chunk)])
-        self.scores.complete(self.epoch)
+            scores_KBN = score_by(scorings, self.model, whole)
+            scores_BKGW = scores_KBN.transpose(0, 1).unflatten(2, grid).to(self.scores.maps.dtype)
+            yield chunk, ranks.stack(scores_BKGW).flatten(0, 1)[: len(chunk)].transpose(0, 1)
 
     def strategy_now(self) -> MaskingStrategy:
         """The strategy of the epoch to come."""
@@ -238,8 +276,13 @@ class Pretraining:
         evaluate: Evaluation | None = None,
         at_refresh: AtRefresh | None = None,
         picture: Callable[[], bytes] | None = None,
+        forks: Mapping[int, Sequence[Scoring]] | None = None,
+        replay: bool = True,
     ) -> None:
         """Train what is left of the schedule, from the newest checkpoint if there is one.
+
+        Metrics of the epochs before that checkpoint are recorded again, which changes nothing where they were recorded,
+        and makes whole what a lost machine took with it, or what a training that goes on from another's lacks.
 
         Args:
             reporter: Where metrics and the picture go (a `Silent` one on ranks other than 0).
@@ -247,23 +290,32 @@ class Pretraining:
             evaluate: Given the model and whether the run is at its end, gives metrics; called on every rank.
             at_refresh: Given the model after a refresh, gives metrics of its attention; called on every rank.
             picture: Makes the picture of masks and reconstructions at the end, on rank 0.
+            forks: Given, training ends at the last of these epochs: others go on from there. For each epoch, what they
+                score first; the checkpoint of the epoch holds it.
+            replay: Whether to record the metrics of earlier epochs again; not where they are another run's.
         """
         if (folder := checkpoints.latest()) is not None:
             self.resume(folder)
-        while self.epoch < self.schedule.epochs:
+            for epoch, known in self.history.items() if replay else ():
+                reporter.metrics(known, epoch)
+        while self.epoch < (max(forks) if forks else self.schedule.epochs):
             metrics: dict[str, float] = {}
             if self.strategy_now().needs_scores and self.schedule.refresh_due(self.epoch):
-                started = time.monotonic()
-                self.refresh_scores()
-                metrics["perf/refresh_s"] = time.monotonic() - started
-                self.train_s += metrics["perf/refresh_s"]
+                if self.scores.refreshed_at_epoch != self.epoch:  # else they came with the checkpoint
+                    started = time.monotonic()
+                    self.refresh_scores()
+                    metrics["perf/refresh_s"] = time.monotonic() - started
+                    self.train_s += metrics["perf/refresh_s"]
                 metrics |= at_refresh(self.model) if at_refresh is not None else {}
             metrics |= self.train_epoch(reporter)
             last = self.schedule.is_last(self.epoch)
             if evaluate is not None and self.schedule.eval_due(self.epoch):
+                started = time.monotonic()
                 metrics |= evaluate(self.model, last)
+                metrics["perf/eval_s"] = time.monotonic() - started
             self.epoch += 1
+            self.history[self.epoch] = metrics
             reporter.metrics(metrics, self.epoch)
             if last and picture is not None and self.ranks.rank == 0:
                 reporter.image("figures/masks.png", picture())
-            self.save(checkpoints, {"epoch": self.epoch, **metrics})
+            self.save(checkpoints, {"epoch": self.epoch, **metrics}, (forks or {}).get(self.epoch, ()))

@@ -11,6 +11,10 @@ VISIBLE, MASKED, THROWN = 0, 1, 2
 MASKED_FIRST = ("masked", "thrown", "visible")
 
 
+class InfeasibleError(ValueError):
+    """A setting that is sound in itself, but not together with the others: a search leaves such points out."""
+
+
 class Counts(NamedTuple):
     """How many of an image's N patches are visible, masked and thrown."""
 
@@ -28,19 +32,20 @@ def plan_counts(num_patches: int, mask_ratio: float, throw_ratio: float = 0.0) -
         throw_ratio: r_t, share of the patches that no part of the model sees.
 
     Raises:
-        ValueError: If a ratio is outside [0, 1], or fewer than one patch would be masked or visible.
+        ValueError: If a ratio is outside [0, 1].
+        InfeasibleError: If fewer than one patch would be masked or visible.
     """
     if not (0 <= mask_ratio <= 1 and 0 <= throw_ratio <= 1):
         raise ValueError(f"mask_ratio and throw_ratio must be in [0, 1], got {mask_ratio} and {throw_ratio}.")
     masked = int(num_patches * mask_ratio)
     visible = num_patches - int(num_patches * (mask_ratio + throw_ratio))
     if visible < 1:
-        raise ValueError(
+        raise InfeasibleError(
             f"mask_ratio + throw_ratio must leave at least one visible patch, "
             f"got {mask_ratio:.4g} + {throw_ratio:.4g} of {num_patches}."
         )
     if masked < 1:
-        raise ValueError(f"mask_ratio must mask at least one patch, got {mask_ratio:.4g} of {num_patches}.")
+        raise InfeasibleError(f"mask_ratio must mask at least one patch, got {mask_ratio:.4g} of {num_patches}.")
     return Counts(visible, masked, num_patches - visible - masked)
 
 

@@ -1,25 +1,26 @@
 """From a configuration to the core's objects, run in this process: what every worker and trial does."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from amt_ray import plugins
-from amt_ray.config import ConfigError, Experiment
+from amt_ray.config import Attention, ConfigError, Experiment
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
 from amt_ray.core.images import Augmentation
 from amt_ray.core.loop import AtRefresh, Evaluation, Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
-from amt_ray.core.ports import Checkpoints, Ranks, Reporter
+from amt_ray.core.ports import Ranks, Reporter
 from amt_ray.core.preview import PlanOf, montage, preview
 from amt_ray.core.probing import check_labelmaps
 from amt_ray.core.sampling import steps_per_epoch
 from amt_ray.core.weights import start_from
+from amt_ray.runtime.lineage import Descended, Origin
 from amt_ray.runtime.splits import Splits, load_splits
 from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched
 
@@ -141,12 +142,29 @@ def run(
     experiment: Experiment,
     ranks: Ranks,
     reporter: Reporter,
-    checkpoints: Checkpoints,
+    checkpoints: StoredCheckpoints,
     extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Pretrain as configured, from the newest checkpoint if there is one; called by every rank."""
+    forks: Mapping[int, Sequence[Attention]] | None = None,
+    origin: Origin | None = None,
+) -> Mapping[int, Mapping[str, float]]:
+    """Pretrain as configured, from the newest checkpoint if there is one; called by every rank.
+
+    Args:
+        experiment: What to train.
+        ranks: The processes that train together.
+        reporter: Where metrics go.
+        checkpoints: The run's.
+        extra: Kept in the checkpoints.
+        forks: Given, the run is the warm-up of others, and ends at the last of these epochs (`Pretraining.run`).
+        origin: Another run's checkpoint to go on from.
+
+    Returns:
+        All metrics of the run by epochs completed, also of epochs that were trained before.
+    """
     splits = load_splits(experiment)
     pretraining = build_pretraining(experiment, splits, ranks, extra)
+    if origin is not None:
+        pretraining.about = {**pretraining.about, "origin": origin.name}
 
     def picture() -> bytes:
         plan = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
@@ -155,8 +173,11 @@ def run(
 
     pretraining.run(
         reporter,
-        checkpoints,
+        checkpoints if origin is None else Descended(checkpoints, origin),
         evaluation(experiment, splits.task, ranks),
         attention_on_objects(experiment, splits, ranks),
         picture,
+        {epoch: [a.scoring(experiment.train.precision) for a in some] for epoch, some in (forks or {}).items()},
+        replay=origin is None or not origin.clone,
     )
+    return pretraining.history

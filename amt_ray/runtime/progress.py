@@ -71,7 +71,7 @@ class Board:
         self.done = self.done if done is None else done
         self.status = self.status if status is None else status
         if self.live:
-            self.bar.update(self.task, completed=int(self.done), text=self.text)
+            self.bar.update(self.task, total=round(self.total), completed=int(self.done), text=self.text)
             self.live.update(self.bar, refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_EVERY_S:
             self.spoke = time.monotonic()

@@ -9,10 +9,11 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from amt_ray.config import Experiment
+from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
+from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.tracking import MlflowReporter, Target
 
@@ -25,14 +26,32 @@ def report(epoch: int, metrics: Mapping[str, float], uri: str) -> None:
 def train_worker(told: dict[str, Any]) -> None:
     """One worker's part of a run."""
     experiment, target = Experiment.model_validate(told["experiment"]), Target(**told["target"])
-    ranks = ProcessGroup(get_device())
-    extra = {"mlflow_run_id": told["run_id"]}
+    ranks, extra = ProcessGroup(get_device()), {"mlflow_run_id": told["run_id"]}
+    forks = told["forks"] and {e: [Attention.model_validate(a) for a in some] for e, some in told["forks"].items()}
+    origin = told["origin"] and Origin(**told["origin"])
+    reported = False
+
+    def after(epoch: int, metrics: Mapping[str, float], uri: str = "") -> None:
+        nonlocal reported
+        reported = True
+        report(epoch, {**metrics, "run_id": told["run_id"]}, uri)
+
     with MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else nullcontext(Silent()) as reporter:
-        checkpoints = local.stored(experiment, told["place"], ranks, reporter, report)
-        local.run(experiment, ranks, reporter, checkpoints, extra)
+        checkpoints = local.stored(experiment, told["place"], ranks, reporter, after)
+        history = local.run(experiment, ranks, reporter, checkpoints, extra, forks, origin)
+    if history and not reported:  # all was trained before, and whoever waits for a report has not heard of it
+        after(max(history), history[max(history)])
 
 
-def fit(experiment: Experiment, target: Target, run_id: str, storage: str, callbacks: Sequence[Any] = ()) -> None:
+def fit(
+    experiment: Experiment,
+    target: Target,
+    run_id: str,
+    storage: str,
+    callbacks: Sequence[Any] = (),
+    forks: Mapping[int, Sequence[Attention]] | None = None,
+    origin: Origin | None = None,
+) -> None:
     """Train on ``ray.num_workers`` workers and wait for the end.
 
     The run's name in the storage is its MLflow id, so the same call after an interruption goes on from its checkpoint.
@@ -40,18 +59,22 @@ def fit(experiment: Experiment, target: Target, run_id: str, storage: str, callb
     Args:
         experiment: What to train.
         target: The tracking store.
-        run_id: The MLflow run.
+        run_id: The MLflow run, also told with every report.
         storage: Place of the experiment's runs, seen by all nodes.
         callbacks: Ray Train callbacks.
+        forks: As in `local.run`.
+        origin: As in `local.run`.
 
     Raises:
         ray.train.TrainingFailedError: If the run failed more often than ``ray.max_failures``.
     """
-    told = {
+    told: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json"),
         "target": asdict(target),
         "run_id": run_id,
         "place": joined(storage, run_id),
+        "forks": forks and {e: [a.model_dump(mode="json") for a in some] for e, some in forks.items()},
+        "origin": origin and asdict(origin),
     }
     trainer(train_worker, told, experiment, run_id, storage, callbacks).fit()
 

@@ -1,246 +1,217 @@
-"""Ray Tune: a sweep's trials, packed by what they ask for, each an MLflow child run."""
+"""Ray Tune: a sweep's tasks (warm-ups and trials), packed by what they ask for, each an MLflow child run.
 
-import json
-import pickle
-import tempfile
+Tune places, stops and retries; what to run is the book's (`amt_ray.book`), and where a run goes on from is in its
+checkpoints, so nothing of Tune's own state has to outlive a stop.
+"""
+
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 from ray import tune
-from ray.train import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from amt_ray.config import Experiment
+from amt_ray.book import Book
+from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train, tracking
+from amt_ray.runtime import ledger, local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
+from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.progress import Board
-from amt_ray.runtime.storage import StoredCheckpoints, joined
-from amt_ray.space import OptunaSpace, Points, label
+from amt_ray.runtime.schedulers import build_scheduler
+from amt_ray.runtime.storage import joined
+from amt_ray.runtime.watch import TrialWatch
+from amt_ray.space import label
+from amt_ray.trials import trial_experiment
+
+CREATE_TRIES, CREATE_PAUSE_S = 20, 15.0
 
 
-class PointSearch(Searcher):
-    """Hands out baselines and listed points in order, then asks Optuna for the sampled ones."""
+class SweepSearch(Searcher):  # type: ignore[misc]
+    """Tune's view of the book: what to run next."""
 
-    def __init__(self, points: Points, experiment: Experiment) -> None:
-        sweep = experiment.sweep
-        assert sweep is not None
-        super().__init__(metric=sweep.metric, mode=sweep.mode)
-        self.listed = [*points.baselines, *points.listed]
-        self.total = points.count
-        self.given = 0
-        self.asked: set[str] = set()
-        self.optuna: OptunaSearch | None = None
-        if points.sampled:
-            self.optuna = OptunaSearch(
-                OptunaSpace(experiment), metric=sweep.metric, mode=sweep.mode, seed=experiment.seed
-            )
+    def __init__(self, book: Book) -> None:
+        super().__init__(metric=book.sweep.metric, mode=book.sweep.mode)
+        self.book = book
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next point, with its number."""
-        if self.given >= self.total:
-            return str(Searcher.FINISHED)
-        if self.given < len(self.listed):
-            point = self.listed[self.given]
-        else:
-            assert self.optuna is not None
-            point = (self.optuna.suggest(trial_id) or {})["point"]
-            self.asked.add(trial_id)
-        self.given += 1
-        return {"index": self.given - 1, "point": point}
+        """The next task; None while what is left waits for a warm-up."""
+        task = self.book.next()
+        return str(Searcher.FINISHED) if task == "finished" else task
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna of the points that it suggested."""
-        if self.optuna is not None and trial_id in self.asked:
-            self.optuna.on_trial_complete(trial_id, result, error)
+        """The book is told by `TrialWatch`, which knows the task."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep the position (Tune calls this)."""
-        state = {"given": self.given, "asked": self.asked}
-        if self.optuna is not None:
-            self.optuna.save(f"{checkpoint_path}.optuna")
-        Path(checkpoint_path).write_bytes(pickle.dumps(state))
+        """Nothing: MLflow has the books."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Take up the position (Tune calls this)."""
-        state = pickle.loads(Path(checkpoint_path).read_bytes())
-        self.given, self.asked = state["given"], state["asked"]
-        if self.optuna is not None and Path(f"{checkpoint_path}.optuna").exists():
-            self.optuna.restore(f"{checkpoint_path}.optuna")
+        """Nothing, as above."""
 
 
-def report(epoch: int, metrics: Mapping[str, float], uri: str) -> None:
-    """Tell Ray Tune of an epoch, with no more of its checkpoint than where it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "pointer.json").write_text(json.dumps({"checkpoint": uri}))
-        tune.report({**metrics, "epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
+class BudgetStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends running trials, each after its epoch, once hours or GPU hours are spent."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to stop the trial."""
+        return self.book.spent.runs() is not None
+
+    def stop_all(self) -> bool:
+        """Never at once: every epoch ends with its checkpoint."""
+        return False
 
 
-def trial(config: dict[str, Any], told: dict[str, Any]) -> None:
-    """One trial: a run of one worker in this process, or of several under Ray Train."""
-    point, index = config["point"], config["index"]
-    experiment = Experiment.model_validate(told["experiment"]).override(point)
-    target = tracking.Target(**told["target"])
-    baseline = index < told["baselines"]
-    run_id = tracking.child_run(target, experiment, label(point, experiment), told["parent"], index, baseline)
+class Teller:
+    """Tells Tune of each epoch once its checkpoint is stored."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self.told = run_id, False
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float], uri: str = "") -> None:
+        """Report; Tune may end the trial here."""
+        self.told = True
+        tune.report({**metrics, "epoch": epoch, "run_id": self.run_id})
+
+
+def run_task(config: dict[str, Any], told: dict[str, Any]) -> None:
+    """One task: a run of one worker in this process, or of several under Ray Train.
+
+    Args:
+        config: The task, as the book gave it.
+        told: What all tasks of the sweep share.
+    """
+    target, storage = tracking.Target(**told["target"]), told["storage"]
+    base = Experiment.model_validate(told["experiment"])
+    forks: dict[int, list[Attention]] | None = None
+    if config["kind"] == "warmup":
+        warmup = told["warmups"][config["key"]]
+        experiment = Experiment.model_validate(warmup["experiment"])
+        forks = {int(e): [Attention.model_validate(a) for a in some] for e, some in warmup["forks"].items()}
+        run_id = _child(target, experiment, "shared warm-up", told["parent"], "warmup", {ledger.WARMUP: config["key"]})
+    else:
+        overrides = {**config["point"], "seed": config["point"].get("seed", config["seed"])}
+        overrides |= {"train.epochs": config["epochs"]} if config["epochs"] else {}
+        experiment = trial_experiment(base, overrides)
+        name = trial_name(config, base)
+        run_id = _child(target, experiment, name, told["parent"], "trial", ledger.trial_tags(config))
+    origin = origin_of(config, storage)
+    if origin is not None and origin.clone:
+        _note_clone(target, run_id, config)
+    if base.sweep is not None and base.sweep.pbt is not None:
+        experiment = experiment.override({"train.keep_checkpoints": experiment.train.epochs})
     if experiment.ray.num_workers > 1:
-        ray_train.fit(experiment, target, run_id, told["storage"], [TuneReportCallback()])
+        ray_train.fit(experiment, target, run_id, storage, [TuneReportCallback()], forks, origin)
         return
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
-    ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
+    ranks, teller = Solo("cuda" if experiment.ray.use_gpu else "cpu"), Teller(run_id)
     with tracking.MlflowReporter(target, run_id) as reporter:
-        checkpoints = local.stored(experiment, joined(told["storage"], run_id), ranks, reporter, report)
-        local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id})
+        checkpoints = local.stored(experiment, joined(storage, run_id), ranks, reporter, teller)
+        history = local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id}, forks, origin)
+    if not teller.told and history:  # it had come to its end before, and Tune has not heard of it
+        teller(max(history), history[max(history)])
 
 
-def trial_resources(experiment: Experiment) -> dict[str, float]:
-    """What a trial's own process asks for: its worker's share, or next to nothing where Ray Train places the workers.
+def trial_name(task: Mapping[str, Any], experiment: Experiment) -> str:
+    """What to call a trial: its point and, where points are repeated, its seed."""
+    seed = f" seed={task['seed']}" if experiment.sweep and len(experiment.sweep.seeds) > 1 else ""
+    return label(task["point"], experiment.override(task["point"])) + seed
 
-    A process that held a CPU while its workers wait for one would never end on a small machine.
+
+def origin_of(config: Mapping[str, Any], storage: str) -> Origin | None:
+    """Where a task goes on from, if that is another run's checkpoint."""
+    for kind in ("clone", "fork"):
+        if source := config.get(kind):
+            return Origin(joined(storage, source["run_id"]), source["epoch"], kind == "clone")
+    return None
+
+
+def _child(
+    target: tracking.Target, experiment: Experiment, name: str, parent: str, kind: str, tags: dict[str, str]
+) -> str:
+    """The task's run; a server that is away is waited for, since there is no run without its id."""
+    for left in reversed(range(CREATE_TRIES)):
+        try:
+            return tracking.child_run(target, experiment, name, parent, kind, tags)
+        except (MlflowException, OSError):
+            if not left or not target.uri.startswith("http"):
+                raise
+            time.sleep(CREATE_PAUSE_S)
+    raise AssertionError
+
+
+def _note_clone(target: tracking.Target, run_id: str, config: Mapping[str, Any]) -> None:
+    """A member of a population goes on from another: its params stay, what it is now is metrics and tags."""
+    with tracking.MlflowReporter(target, run_id, system_every_s=0) as reporter:
+        reporter.changed(config["point"], config["clone"]["epoch"])
+        reporter.outbox.tags(ledger.trial_tags(config) | {"amt_ray.clone_of": config["clone"]["run_id"]})
+
+
+def task_resources(experiment: Experiment, slots: int) -> dict[str, float]:
+    """What a task's own process asks for: its worker's share; or, where Ray Train places the workers, a slot.
+
+    A process that held a CPU while its workers wait for one would never end on a small machine. A slot is a share of
+    the head node's own resource, so that no more tasks start than there is room for.
     """
-    return {"node:__internal_head__": 0.01} if experiment.ray.num_workers > 1 else worker_resources(experiment)
+    if experiment.ray.num_workers > 1:
+        return {"node:__internal_head__": int(10_000 / slots) / 10_000}
+    return worker_resources(experiment)
 
 
-def build_scheduler(experiment: Experiment) -> TrialScheduler:
-    """ASHA on the reported epoch, or none."""
-    sweep = experiment.sweep
-    assert sweep is not None
-    if sweep.asha is None:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=sweep.metric,
-        mode=sweep.mode,
-        max_t=experiment.train.epochs,
-        grace_period=sweep.asha.grace_epochs,
-        reduction_factor=sweep.asha.reduction_factor,
-    )
-
-
-class TrialWatch(tune.Callback):
-    """In the driver: shows where the trials are, and closes their MLflow runs (also of trials that were stopped)."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        target: tracking.Target,
-        parent: str,
-        storage: str,
-        points: Points,
-        board: Board,
-    ) -> None:
-        assert experiment.sweep is not None
-        self.storage = storage
-        self.experiment, self.target, self.parent, self.points, self.board = experiment, target, parent, points, board
-        self.metric, self.mode = experiment.sweep.metric, experiment.sweep.mode
-        self.epochs: dict[int, int] = {}
-        self.ended: set[int] = set()
-        self.running: set[int] = set()
-        self.best: tuple[float, str] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps a pickled copy of its callbacks; the terminal is not part of it."""
-        return {**self.__dict__, "board": None}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has its resources."""
-        self.running.add(trial.config["index"])
-        self._show()
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial has finished an epoch."""
-        self.epochs[trial.config["index"]] = result.get("epoch", 0)
-        self._show()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended, or was stopped by the scheduler."""
-        result, index = trial.last_result or {}, trial.config["index"]
-        epoch = int(result.get("epoch", 0))
-        tags = {}
-        if epoch < self.experiment.train.epochs:
-            tags["amt_ray.stopped_early"] = f"asha at epoch {epoch}"
-        self._close(index, "FINISHED", tags)
-        value = result.get(self.metric)
-        name = label(trial.config["point"], self._experiment(trial))
-        if value is not None and (self.best is None or (value > self.best[0]) == (self.mode == "max")):
-            self.best = (value, name)
-        shown = "no value" if value is None else f"{value:.4f}"
-        early = f", stopped at epoch {epoch}" if tags else ""
-        self.board.say(f"  trial {len(self.ended)}/{self.points.count} done: {name}: {self.metric} {shown}{early}")
-        self._show()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has failed for good."""
-        reason = next((s for s in reversed(str(trial.get_error() or "").splitlines()) if s.strip()), "no reason given")
-        self._close(trial.config["index"], "FAILED", {"amt_ray.error": reason.strip()[:500]})
-        self.board.say(f"  trial failed: {label(trial.config['point'], self._experiment(trial))}: {reason.strip()}")
-        self._show()
-
-    def _experiment(self, trial: Any) -> Experiment:
-        return self.experiment.override(trial.config["point"])
-
-    def _close(self, index: int, status: str, tags: dict[str, str]) -> None:
-        self.running.discard(index)
-        self.ended.add(index)
-        self.epochs[index] = self.experiment.train.epochs
-        query = f"tags.`mlflow.parentRunId` = '{self.parent}' and tags.`amt_ray.point` = '{index}'"
-        for run in self.target.client.search_runs([self.target.experiment_id], query):
-            stored = StoredCheckpoints(joined(self.storage, run.info.run_id)).listed()
-            if stored and status == "FINISHED":
-                tracking.note_checkpoint(self.target, run.info.run_id, stored[-1].uri)
-            tracking.finish(self.target, run.info.run_id, status, tags)
-
-    def _show(self) -> None:
-        best = f" · best {self.best[0]:.4f} ({self.best[1]})" if self.best else ""
-        status = f"trials {len(self.ended)} done, {len(self.running)} running, {self.points.count} in all{best}"
-        self.board.update(sum(self.epochs.values()), status)
-
-
-def run_trials(
-    experiment: Experiment, target: tracking.Target, parent: str, storage: str, points: Points, board: Board
-) -> tune.ResultGrid:
-    """Run, or go on with, the trials of a sweep; returns when all have ended or the sweep was interrupted."""
-    sweep = experiment.sweep
-    assert sweep is not None
+def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, board: Board) -> None:
+    """Run what the book has; returns when all of it is over, the budget is spent, or the sweep was interrupted."""
+    experiment, sweep = book.experiment, book.sweep
+    slots = concurrent_runs(experiment)
     told = {
         "experiment": experiment.model_dump(mode="json"),
         "target": asdict(target),
         "parent": parent,
         "storage": storage,
-        "baselines": len(points.baselines),
+        "warmups": {
+            key: {
+                "experiment": shared.warmup.experiment.model_dump(mode="json") | {"sweep": None},
+                "forks": {e: [a.model_dump(mode="json") for a in some] for e, some in shared.warmup.forks.items()},
+            }
+            for key, shared in book.warmups.items()
+        },
     }
-    trainable = tune.with_resources(tune.with_parameters(trial, told=told), trial_resources(experiment))
-    folder = joined(storage, parent)
-    watch = TrialWatch(experiment, target, parent, storage, points, board)
-    if tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
-        # the callbacks of the first run were not kept; these show the trials that are left
-        tuner._local_tuner._run_config.callbacks = [watch]
-        return tuner.fit()
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=PointSearch(points, experiment),
-            scheduler=build_scheduler(experiment),
-            num_samples=points.count,
-            reuse_actors=True,  # a new process spends ten seconds on imports before its first step
-            max_concurrent_trials=min(sweep.max_concurrent_trials, concurrent_runs(experiment)),
-        ),
-        run_config=tune.RunConfig(
-            name=parent,
-            storage_path=storage,
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints),
-            callbacks=[watch],
-            verbose=0,
-        ),
-    )
-    return tuner.fit()
+
+    def name_of(task: Mapping[str, Any]) -> str:
+        return "shared warm-up" if task["kind"] == "warmup" else trial_name(task, experiment)
+
+    watch = TrialWatch(book, target, parent, storage, board, name_of)
+    slots = max(1, slots if sweep.pbt is not None else min(sweep.max_concurrent_trials, slots))
+    trainable = tune.with_resources(tune.with_parameters(run_task, told=told), task_resources(experiment, slots))
+    # a population takes turns on the slots, so all of it is started; else no more tasks begin than run at once
+    limit = None if sweep.pbt is not None else slots
+    if sweep.pbt is not None:
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(len(book.entries) + len(book.warmups))
+    try:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=SweepSearch(book),
+                scheduler=build_scheduler(book),
+                num_samples=-1,
+                reuse_actors=True,  # a new process spends ten seconds on imports before its first step
+                max_concurrent_trials=limit,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=joined(storage, parent),
+                stop=BudgetStopper(book),
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+                callbacks=[watch],
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        watch.note_spending()
+        os.environ.pop("TUNE_MAX_PENDING_TRIALS_PG", None)

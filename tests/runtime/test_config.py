@@ -6,7 +6,6 @@ import yaml
 
 from amt_ray.cli import main
 from amt_ray.config import ConfigError, Experiment, experiment_from, known_keys, load_experiment
-from amt_ray.space import MASK, THROW, OptunaSpace, draw_point, sweep_points
 from tests.tiny import TREE, tiny
 
 QUICKSTART = "experiments/quickstart.yaml"
@@ -70,6 +69,10 @@ def test_config__extends_is_read_first_and_overrides_last(tmp_path):
     (tmp_path / "child.yaml").write_text("extends: base.yaml\ntrain: {epochs: 9}\noptim: {base_lr: 1e-4}\n")
     experiment = load_experiment(tmp_path / "child.yaml", ["train.batch_size=64"])
     assert (experiment.train.epochs, experiment.train.batch_size, experiment.optim.base_lr) == (9, 64, 1e-4)
+    (tmp_path / "length.yaml").write_text("train: {epochs: 7}\noptim: {base_lr: 2e-4}\n")
+    (tmp_path / "child.yaml").write_text("extends: [base.yaml, length.yaml]\noptim: {base_lr: 1e-4}\n")
+    experiment = load_experiment(tmp_path / "child.yaml")
+    assert (experiment.train.epochs, experiment.train.batch_size, experiment.optim.base_lr) == (7, 256, 1e-4)
     (tmp_path / "base.yaml").write_text("extends: child.yaml")
     with pytest.raises(ConfigError, match="circle"):
         load_experiment(tmp_path / "child.yaml")
@@ -80,48 +83,6 @@ def test_config__is_frozen_and_every_key_is_a_param():
         tiny().train = None
     keys = {key for key in known_keys() if not key.startswith("sweep")}
     assert keys == set(Experiment().dotted())
-
-
-def test_grid__leaves_out_what_leaves_no_visible_patch():
-    space = {MASK: {"grid": [0.3, 0.6]}, THROW: {"grid": [0.2, 0.5]}}
-    points = sweep_points(tiny(sweep={"space": space}))
-    assert points.listed == [{MASK: 0.3, THROW: 0.2}, {MASK: 0.3, THROW: 0.5}, {MASK: 0.6, THROW: 0.2}]
-    assert points.infeasible == 1
-    with pytest.raises(ConfigError, match="leave a visible patch in some point"):
-        sweep_points(tiny(sweep={"space": {MASK: {"grid": [0.9]}, THROW: {"grid": [0.5]}}}))
-
-
-SPACE = {MASK: {"uniform": [0.1, 0.9]}, THROW: {"uniform": [0.05, 0.9]}, "attention.layers": {"choice": [-1, 0]}}
-
-
-def test_random_search__is_seeded_and_every_point_is_feasible():
-    experiment = tiny(sweep={"search": "random", "num_samples": 60, "space": SPACE})
-    points = sweep_points(experiment).listed
-    assert points == sweep_points(experiment).listed and len(points) == 60
-    assert all(p[MASK] + p[THROW] <= 1 - 1 / 16 + 1e-9 for p in points)
-    assert max(p[MASK] for p in points) > 0.7 and max(p[THROW] for p in points) > 0.5
-
-
-def test_optuna__draws_only_feasible_points():
-    optuna = pytest.importorskip("optuna")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    experiment = tiny(
-        sweep={"search": "optuna", "num_samples": 30, "space": SPACE | {THROW: {"choice": [0.1, 0.4, 0.7]}}}
-    )
-    study, define = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0)), OptunaSpace(experiment)
-    for _ in range(30):
-        trial = study.ask()
-        point = define(trial)["point"]
-        assert point[MASK] + point[THROW] <= 1 - 1 / 16 + 1e-9
-        study.tell(trial, point[MASK])
-
-
-def test_sweep__unknown_searched_keys_are_refused():
-    with pytest.raises(ConfigError, match="every key must be known, got masking.ratio"):
-        sweep_points(tiny(sweep={"space": {"masking.ratio": {"grid": [1]}}}))
-    with pytest.raises(ConfigError, match="every key must be known"):
-        sweep_points(tiny(sweep={"baselines": [{"masking.foo": 1}]}))
-    assert draw_point(tiny(sweep={"space": {}}), None) == {}
 
 
 def cli(*words, **kwargs):

@@ -1,27 +1,22 @@
 """A real Ray of two CPUs, real workers and trials, a real MLflow store: all tests share one cluster."""
 
-import io
 import json
-import os
 import signal
 import threading
 import time
 
 import psutil
 import pytest
-import ray
-from mlflow import MlflowClient
-from rich.console import Console
 
 from amt_ray.config import protocol_options
 from amt_ray.core.checkpoint import read_training, read_weights
 from amt_ray.runtime import tracking
-from amt_ray.runtime.cluster import QUIET
 from amt_ray.runtime.evaluate import evaluate_all
 from amt_ray.runtime.pretrain import pretrain
 from amt_ray.runtime.storage import StoredCheckpoints, fetched, joined
 from amt_ray.runtime.sweep import recorded, sweep
 from amt_ray.runtime.trained import find
+from tests.runtime.shared_ray import quiet, ray_in, steps
 from tests.s3 import bucket
 from tests.tiny import tiny
 
@@ -35,30 +30,11 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, server):
-    """A working directory with its own store, on one local Ray of two CPUs whose workers may use the S3 server."""
+def place(server, tmp_path_factory):
+    """As everywhere, but the workers may use the S3 server."""
     folder = tmp_path_factory.mktemp("work")
-    before = os.getcwd()
-    os.chdir(folder)
-    os.environ.update(QUIET)
-    os.environ["AMT_RAY_CACHE"] = str(folder / "cache")
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=True)
-    yield folder
-    ray.shutdown()
-    os.chdir(before)
-
-
-@pytest.fixture(scope="module")
-def client(place):
-    return MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-
-
-def quiet():
-    return Console(file=io.StringIO(), width=120)
-
-
-def steps(client, run_id, key):
-    return [point.step for point in client.get_metric_history(run_id, key)]
+    with ray_in(folder):
+        yield folder
 
 
 def kill_a_worker_when(ready):

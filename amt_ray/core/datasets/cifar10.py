@@ -26,6 +26,7 @@ class CIFAR10:
 
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    published = 50_000
     files: Any = datasets.CIFAR10
 
     def __init__(self, root: str | None = None) -> None:

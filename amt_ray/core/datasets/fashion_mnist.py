@@ -20,6 +20,7 @@ class FashionMNIST:
 
     mean = (0.2860, 0.2860, 0.2860)
     std = (0.3530, 0.3530, 0.3530)
+    published = 60_000
 
     def __init__(self, root: str | None = None) -> None:
         self.root = Path(root or "data").expanduser()

@@ -22,6 +22,7 @@ class ImageNet:
 
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
+    published = 1_281_167
 
     def __init__(self, root: str | None = None) -> None:
         self.root = Path(root or "data").expanduser()

@@ -25,6 +25,7 @@ class STL10:
     mean = (0.4467, 0.4398, 0.4066)
     std = (0.2603, 0.2566, 0.2713)
     pretrain_split = "unlabeled"
+    published = 100_000
 
     def __init__(self, root: str | None = None) -> None:
         self.root = Path(root or "data").expanduser()

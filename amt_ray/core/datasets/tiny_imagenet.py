@@ -27,6 +27,7 @@ class TinyImageNet:
 
     mean = (0.4802, 0.4481, 0.3975)
     std = (0.2770, 0.2691, 0.2821)
+    published = 100_000
 
     def __init__(self, root: str | None = None) -> None:
         given = Path(root or "data").expanduser()

@@ -3,7 +3,8 @@
 The contract (`tests/core/test_methods_contract.py` checks every file here): a `Method` whose call
 ``method(images_BCYX, plan)`` gives a `MethodOutput`; thrown patches influence neither loss nor gradient; masked patches
 influence only the target. What a method adds to the encoder's parameters is named ``decoder...``, ``mask_token`` or
-``..._pred``, so that the encoder is known in any weights file.
+``..._pred``, so that the encoder is known in any weights file. A method runs on the meta device, where its cost is
+counted.
 """
 
 from typing import ClassVar, NamedTuple

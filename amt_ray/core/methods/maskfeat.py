@@ -91,7 +91,5 @@ class MaskFeat(Method):
         """
         tokens = self.encode(patchify(images_BCYX, self.patch_size), plan.visible, plan.masked, self.mask_token)
         pred_BMP = self.hog_pred(tokens[:, -plan.masked.shape[1] :])
-        with torch.autocast(images_BCYX.device.type, enabled=False):
-            target_BMP = self.target(images_BCYX, plan)
-        loss_B = (pred_BMP.float() - target_BMP).square().mean(dim=(1, 2))
+        loss_B = (pred_BMP.float() - self.target(images_BCYX, plan)).square().mean(dim=(1, 2))
         return MethodOutput(loss_B.mean(), pred_BMP, loss_B)

@@ -16,7 +16,7 @@ from amt_ray.runtime.tracking.environment import environment_tags, tracking_envi
 from amt_ray.runtime.tracking.outbox import Outbox, deliver
 from amt_ray.runtime.tracking.reporter import MlflowReporter
 from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
-from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status
+from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status, set_tags
 from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target, prepare, tracking_uri
 
@@ -35,6 +35,7 @@ __all__ = [
     "note_checkpoint",
     "prepare",
     "run_status",
+    "set_tags",
     "start_experiment_run",
     "start_run",
     "tracking_environment",

@@ -53,15 +53,26 @@ def start_experiment_run(
     return run_id
 
 
-def child_run(target: Target, experiment: Experiment, name: str, parent: str, point: int, baseline: bool) -> str:
-    """The run of a sweep's point: found again after a retry or a resumed sweep, else created."""
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`amt_ray.point` = '{point}'"
+def child_run(
+    target: Target, experiment: Experiment, name: str, parent: str, kind: str, tags: Mapping[str, str]
+) -> str:
+    """The run of a sweep's task: found again after a retry or in a resumed sweep, else created.
+
+    Args:
+        target: The tracking store.
+        experiment: What it trains.
+        name: What to call it.
+        parent: The sweep's run.
+        kind: ``trial`` or ``warmup``.
+        tags: Its tags; the first is the one by which it is found again.
+    """
+    key, value = next(iter(tags.items()))
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`amt_ray.kind` = '{kind}' and tags.`{key}` = '{value}'"
     if found := target.client.search_runs([target.experiment_id], query):
         run_id: str = found[0].info.run_id
         begin(target, run_id)
         return run_id
-    tags = {"amt_ray.point": str(point)} | ({"amt_ray.baseline": "true"} if baseline else {})
-    return start_experiment_run(target, experiment, name, "trial", tags, parent)
+    return start_experiment_run(target, experiment, name, kind, tags, parent)
 
 
 def log_text(target: Target, run_id: str, name: str, text: str) -> None:

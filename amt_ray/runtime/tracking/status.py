@@ -93,6 +93,12 @@ def finish(target: Target, run_id: str, status: str, tags: Mapping[str, str] | N
         _end(target, run_id, box, status, tags)
 
 
+def set_tags(target: Target, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tag a run, now or, where MLflow is away, later."""
+    with _writing(target, run_id) as box:
+        box.tags(tags)
+
+
 def note_checkpoint(target: Target, run_id: str, path: str) -> None:
     """Record where a run's final checkpoint is."""
     with _writing(target, run_id) as box:
