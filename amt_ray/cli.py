@@ -63,13 +63,12 @@ def sweep(
     tflops: Tflops = None,
 ) -> None:
     """Search with Ray Tune; every trial is an MLflow run. --resume goes on, and --set may then make it larger."""
-    given = None if resume else _load(experiment, set_)
-    from amt_ray.runtime.sweep import recorded, sweep
-
-    wanted = given or recorded(str(resume), set_ or ())
+    wanted = _sweep_of(str(resume), set_) if resume else _load(experiment, set_)
     if dry_run:
         _tell(wanted, tflops)
         return
+    from amt_ray.runtime.sweep import sweep
+
     parent = sweep(wanted, console, resume)
     console.print(
         f"Sweep {parent}; compare its trials with: amt-ray compare --sweep {parent}", highlight=False, soft_wrap=True
@@ -180,6 +179,12 @@ def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
+
+
+def _sweep_of(run_id: str, overrides: list[str] | None) -> Experiment:
+    from amt_ray.runtime.sweep import recorded
+
+    return recorded(run_id, overrides or ())
 
 
 def _tell(wanted: Experiment, tflops: float | None) -> None:

@@ -1,7 +1,7 @@
 """What an experiment will cost, told before anything starts: trials, images, tokens, FLOPs, bytes and hours."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amt_ray import plugins
@@ -9,48 +9,64 @@ from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.cost import Cost, checkpoint_bytes, score_store_bytes
 from amt_ray.core.datasets import Dataset
 from amt_ray.core.sampling import steps_per_epoch
-from amt_ray.space import sweep_points
+from amt_ray.space import Points, sweep_points
+from amt_ray.sweep_section import Sweep
+from amt_ray.trials import (
+    Price,
+    equalised,
+    listed_trials,
+    price_of,
+    seeds_of,
+    shared_warmups,
+    trial_experiment,
+    warmup_of,
+)
 
 SUSTAINED_TFLOPS = 40.0  # of a GPU, where none is here to be timed: an assumption, to be replaced by --tflops
 
 
 @dataclass(frozen=True)
 class Work:
-    """A training to be done, perhaps several times with other seeds.
+    """A training to be done.
 
     Attributes:
         experiment: What is trained.
         images: Images to train on.
-        times: How often.
-        start: The epoch at which it begins, where others have trained the first ones for it.
+        start: The epoch at which it begins, where a shared warm-up has trained the first ones.
+        stop: The epoch before which it ends; None for the end of the schedule.
     """
 
     experiment: Experiment
     images: int
-    times: int = 1
     start: int = 0
+    stop: int | None = None
+
+    @property
+    def until(self) -> int:
+        """The epoch before which it ends."""
+        return self.experiment.train.epochs if self.stop is None else self.stop
 
     @property
     def epochs(self) -> int:
-        """Epochs of one of them."""
-        return self.experiment.train.epochs - self.start
+        """How many it trains."""
+        return self.until - self.start
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of one of them."""
+        """Optimizer steps."""
         return self.epochs * steps_per_epoch(self.images, self.experiment.train.batch_size)
 
     @property
     def cost(self) -> Cost:
-        """What one of them costs."""
-        return self.experiment.course.cost(start=self.start) * self.images
+        """What it costs."""
+        return self.experiment.course.cost(self.stop, self.start) * self.images
 
 
 class UncountedError(ConfigError):
     """The images are not here, and how many there are is not known."""
 
 
-Speed = Callable[[Work], float]  # seconds of one training of that work on all its workers
+Speed = Callable[[Work], float]  # seconds of that work on all its workers
 
 
 @dataclass(frozen=True)
@@ -59,68 +75,65 @@ class Estimate:
 
     Attributes:
         trials: Trainings that are compared.
-        works: All trainings, that of the best configuration once more among them.
-        at_once: How many run at the same time.
-        infeasible: Combinations of a grid that are left out.
-        seconds: From the first step to the last, or None where no speed is known.
+        works: All trainings, shared warm-ups among them.
+        after: What is trained by itself when they have ended: the best configuration once more.
+        at_once: How many of them run at the same time.
+        seconds: From the first step to the last.
         how: What the seconds go by.
+        notes: What else is to be known of a sweep, a line each.
     """
 
     trials: int
     works: tuple[Work, ...]
+    after: tuple[Work, ...] = ()
     at_once: int = 1
-    infeasible: int = 0
-    seconds: float | None = None
+    seconds: float = 0.0
     how: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def epochs(self) -> int:
         """Epochs in all."""
-        return sum(work.times * work.epochs for work in self.works)
+        return sum(work.epochs for work in self._all)
 
     @property
     def images(self) -> int:
         """Images trained on, each counted in every epoch."""
-        return sum(work.times * work.epochs * work.images for work in self.works)
+        return sum(work.epochs * work.images for work in self._all)
 
     @property
     def cost(self) -> Cost:
         """Visible tokens and FLOPs in all."""
-        total = Cost()
-        for work in self.works:
-            total = total + work.cost * work.times
-        return total
+        return sum((work.cost for work in self._all), Cost())
 
     @property
     def checkpoint_bytes(self) -> int:
         """Checkpoints that stay in the end."""
-        kept = ((work, min(work.experiment.train.keep_checkpoints, work.epochs)) for work in self.works)
-        return sum(work.times * keep * checkpoint_bytes(work.experiment.shape, work.images) for work, keep in kept)
+        kept = ((work, min(work.experiment.train.keep_checkpoints, work.epochs)) for work in self._all)
+        return sum(keep * checkpoint_bytes(work.experiment.shape, work.images) for work, keep in kept)
 
     @property
     def score_bytes(self) -> int:
         """Memory of the score maps of all trainings that run at once."""
-        return self.at_once * max(score_store_bytes(work.experiment.shape, work.images) for work in self.works)
+        return self.at_once * max(score_store_bytes(work.experiment.shape, work.images) for work in self._all)
+
+    @property
+    def _all(self) -> tuple[Work, ...]:
+        return self.works + self.after
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
         """For people, one fact a line."""
-        sweep = self.works[0].experiment.sweep
-        if sweep is not None:
-            left_out = f", {self.infeasible} infeasible combinations left out"
-            early = ", each to its last epoch at the most" if sweep.asha is not None else ""
-            yield f"sweep: {self.trials} trials, {self.at_once} at once{left_out}{early}"
-        cost = self.cost
+        yield from self.notes
+        cost, scores = self.cost, _bytes(self.score_bytes)
         yield (
             f"training: {self.epochs:,} epochs of {self.works[0].images:,} images: {self.images:,} images, "
             f"{_short(cost.visible_tokens)} visible tokens, {_short(cost.flops)}FLOP"
         )
-        scores = _bytes(self.score_bytes)
         yield f"keeps: {_bytes(self.checkpoint_bytes)} of checkpoints on disk; score maps of {scores} in memory"
-        if self.seconds is not None:
-            yield f"time: {_time(self.seconds)} to train and score ({self.how}); evaluation and start-up come on top"
+        yield f"time: {_time(self.seconds)} to train and score ({self.how}); evaluation and start-up come on top"
 
 
 def estimate(experiment: Experiment, speed: Speed, how: str, slots: int | None = None) -> Estimate:
@@ -136,25 +149,51 @@ def estimate(experiment: Experiment, speed: Speed, how: str, slots: int | None =
         ConfigError: If the sweep has no feasible point.
         UncountedError: If the number of images cannot be known here.
     """
-    sweep = experiment.sweep
-    if sweep is None:
-        return _timed(Estimate(1, (Work(experiment, training_images(experiment)),)), speed, how)
+    if experiment.sweep is None:
+        work = Work(experiment, training_images(experiment))
+        return Estimate(1, (work,), seconds=speed(work), how=how)
+    return _of_sweep(experiment, experiment.sweep, speed, how, slots)
+
+
+def _of_sweep(experiment: Experiment, sweep: Sweep, speed: Speed, how: str, slots: int | None) -> Estimate:
     points, images = sweep_points(experiment), training_images(experiment)
-    listed = [*points.baselines, *points.listed]
     if points.sampled:  # what Optuna will ask for is not known: as many points drawn at random stand for it
-        listed += sweep_points(experiment.override({"sweep.search": "random"})).listed
-    works = [Work(experiment.override(point), images) for point in listed]
-    if sweep.retrain_best is not None:
-        works.append(Work(experiment.override({**listed[-1], **sweep.retrain_best}), images))
-    at_once = max(min(sweep.max_concurrent_trials, len(listed), slots or sweep.max_concurrent_trials), 1)
-    return _timed(Estimate(len(listed), tuple(works), at_once, points.infeasible), speed, how)
+        drawn = sweep_points(experiment.override({"sweep.search": "random", "sweep.cost": None}))
+        points = replace(points, listed=drawn.listed, sampled=0)
+    prices: dict[str, Price] = {"seconds": lambda own: speed(Work(own, images))}
+    prices |= {unit: price_of(unit) for unit in ("visible_tokens", "flops")}
+    price = prices.get(sweep.equalise)
+    trials = [equalised(experiment, trial, price) for trial in listed_trials(experiment, points)][: sweep.budget.trials]
+    warmups = shared_warmups(experiment, trials, sampled=False)
+    works = [Work(shared.experiment, images, stop=shared.until) for shared in warmups.values()]
+    for trial in trials:
+        own = trial_experiment(experiment, trial.overrides)
+        warmup = warmup_of(own)
+        works.append(Work(own, images, own.masking.warmup_epochs if warmup and warmup.key in warmups else 0))
+    again = {**(trials[-1].overrides), **(sweep.retrain_best or {})}
+    after = () if sweep.retrain_best is None else (Work(trial_experiment(experiment, again), images),)
+    at_once = max(min(sweep.max_concurrent_trials, len(trials), slots or sweep.max_concurrent_trials), 1)
+    side_by_side = max(sum(map(speed, works)) / at_once, max(map(speed, works)))
+    seconds = side_by_side + sum(map(speed, after))
+    notes = tuple(_notes(experiment, sweep, points, len(trials), at_once, works, len(warmups)))
+    return Estimate(len(trials), tuple(works), after, at_once, seconds, how, notes)
 
 
-def _timed(found: Estimate, speed: Speed, how: str) -> Estimate:
-    """With the time: trials side by side, the last training (that of the best) by itself."""
-    trials = sum(speed(work) * work.times for work in found.works[: found.trials])
-    rest = sum(speed(work) for work in found.works[found.trials :])
-    return Estimate(found.trials, found.works, found.at_once, found.infeasible, trials / found.at_once + rest, how)
+def _notes(
+    experiment: Experiment, sweep: Sweep, points: Points, trials: int, at_once: int, works: Sequence[Work], warmups: int
+) -> Iterator[str]:
+    seeds = seeds_of(experiment)
+    repeated = f" ({points.count} points x {len(seeds)} seeds)" if len(seeds) > 1 else ""
+    yield f"sweep: {trials} trials{repeated}, {at_once} at once, {points.infeasible} infeasible combinations left out"
+    if ends := sweep.stops_early or ("pbt" if sweep.pbt else None):
+        yield f"{ends}: trials may end or change before their last epoch, so what follows is the most that they take"
+    if warmups:
+        spared = sum(work.start for work in works) - sum(work.epochs for work in works[:warmups])
+        yield f"shared warm-up: {warmups} trained for all trials, which spares {spared} epochs"
+    told = {name: value for name, value in sweep.budget if value is not None}
+    if told:
+        limits = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in told.items())
+        yield f"budget: the sweep ends at {limits}; of these, what follows takes only the number of trials into account"
 
 
 def at_rate(tflops: float) -> Speed:

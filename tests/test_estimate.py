@@ -34,24 +34,53 @@ def test_estimate__a_run_costs_its_course_times_its_images():
 def test_estimate__a_grid_counts_baselines_feasible_points_and_the_best_again():
     space = {"masking.mask_ratio": {"grid": [0.3, 0.5]}, "masking.throw_ratio": {"grid": [0.2, 0.5]}}
     again = {"ray.num_workers": 2, "train.epochs": 8}
-    experiment = tiny(sweep={"space": space, "baselines": [BASELINE], "retrain_best": again})
+    sweep = {"space": space, "baselines": [BASELINE], "retrain_best": again, "share_warmup": False}
+    experiment = tiny(sweep=sweep)
     found = estimate(experiment, seconds_an_epoch, "by hand")
-    assert (found.trials, found.infeasible, found.at_once) == (4, 1, 2)
+    assert (found.trials, found.at_once) == (4, 2) and "1 infeasible" in found.notes[0]
     assert found.epochs == 4 * 4 + 8 and found.seconds == 4 * 4 / 2 + 8  # two at once, then the best by itself
     random = experiment.override(BASELINE).course.cost() * IMAGES
     assert found.works[0].cost == random and found.cost.flops > 4 * min(work.cost.flops for work in found.works)
     assert estimate(experiment, seconds_an_epoch, "by hand", slots=1).seconds == 4 * 4 + 8
 
 
+def test_estimate__seeds_repeat_points_and_a_shared_warm_up_is_trained_once_a_seed():
+    space = {"masking.mask_ratio": {"grid": [0.3, 0.4, 0.5]}}
+    alone = estimate(tiny(sweep={"space": space, "seeds": [0, 1], "share_warmup": False}), seconds_an_epoch, "by hand")
+    found = estimate(tiny(sweep={"space": space, "seeds": [0, 1]}), seconds_an_epoch, "by hand")
+    assert (found.trials, alone.epochs, found.epochs) == (6, 6 * 4, 2 * 1 + 6 * 3)
+    first = tiny().course.epoch_cost(0) * IMAGES  # the warm-up's only epoch, spared four times
+    assert alone.cost.flops == found.cost.flops + 4 * first.flops
+    assert "6 trials (3 points x 2 seeds)" in found.notes[0] and "spares 4 epochs" in found.notes[1]
+
+
+def test_estimate__trials_of_equal_cost_are_reckoned_at_their_own_lengths():
+    space = {"masking.throw_ratio": {"grid": [0.0, 0.4]}}
+    sweep = {"space": space, "baselines": [BASELINE], "equalise": "flops", "share_warmup": False}
+    found = estimate(tiny(sweep=sweep, train__epochs=20), seconds_an_epoch, "by hand")
+    baseline, *others = (work.cost.flops for work in found.works)
+    assert found.works[2].epochs > 20 and all(abs(cost / baseline - 1) < 0.05 for cost in others)
+
+
+def test_estimate__a_budget_of_trials_is_kept():
+    space = {"masking.mask_ratio": {"grid": [0.3, 0.4, 0.5]}}
+    found = estimate(tiny(sweep={"space": space, "budget": {"trials": 2, "hours": 9}}), seconds_an_epoch, "by hand")
+    assert found.trials == 2 and any("ends at 2 trials, 9 hours" in note for note in found.notes)
+
+
 def test_estimate__points_that_optuna_will_ask_for_are_stood_for_by_random_ones():
     space = {"masking.mask_ratio": {"uniform": [0.2, 0.6]}}
-    found = estimate(tiny(sweep={"search": "optuna", "num_samples": 5, "space": space}), seconds_an_epoch, "by hand")
+    found = estimate(
+        tiny(sweep={"search": "optuna", "num_samples": 5, "space": space, "share_warmup": False}),
+        seconds_an_epoch,
+        "by hand",
+    )
     assert found.trials == 5 and len({work.cost for work in found.works}) > 1
 
 
 def test_estimate__lines_tell_trials_images_tokens_bytes_and_time():
-    sweep = {"space": {"masking.mask_ratio": {"grid": [0.3, 0.5]}}, "asha": {}}
-    told = "\n".join(estimate(tiny(sweep=sweep), lambda work: 7200.0, "by hand").lines())
+    sweep = {"space": {"masking.mask_ratio": {"grid": [0.3, 0.5]}}, "asha": {}, "share_warmup": False}
+    told = str(estimate(tiny(sweep=sweep), lambda work: 7200.0, "by hand"))
     for part in (
         "2 trials, 2 at once",
         "8 epochs of 1,295 images: 10,360 images",
@@ -60,7 +89,7 @@ def test_estimate__lines_tell_trials_images_tokens_bytes_and_time():
         "about 2 h",
     ):
         assert part in told
-    assert "to its last epoch at the most" in told and "by hand" in told
+    assert "asha: trials may end" in told and "by hand" in told
 
 
 def test_at_rate__is_flops_over_the_rate_of_all_workers():

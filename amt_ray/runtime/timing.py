@@ -52,10 +52,10 @@ class Speed:
         return float(np.interp(flops, known, [self.steps[f] for f in known]))
 
     def seconds(self, work: Work) -> float:
-        """One training of that work, shared out over its workers."""
+        """That work, shared out over its workers."""
         course, workers = work.experiment.course, max(work.experiment.ray.num_workers, 1)
         a_image = 0.0
-        for epoch in range(work.start, work.experiment.train.epochs):
+        for epoch in range(work.start, work.until):
             a_image += self.step(step_cost(course.method, course.counts(epoch)).flops)
             if course.is_scored(epoch):
                 a_image += self.scoring * score_cost(course.method, course.layers).flops
@@ -69,7 +69,7 @@ class Clock:
         self.known: dict[str, Speed] = {}
 
     def __call__(self, work: Work) -> float:
-        """Seconds of one training of that work on all its workers."""
+        """Seconds of that work on all its workers."""
         experiment = work.experiment
         key = f"{experiment.model} {experiment.data} {experiment.train.precision} {experiment.attention.precision}"
         if key not in self.known and len(self.known) < TIMED_SHAPES:
