@@ -1,5 +1,6 @@
 """From a run to its weights, pictures and exported files."""
 
+import io
 import json
 import subprocess
 import sys
@@ -61,6 +62,28 @@ def test_find__says_in_a_line_what_is_wrong(told, message):
     with pytest.raises(ConfigError, match=message) as caught:
         find(*told)
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_checkpoint__is_refused_by_name_and_passed_over_with_a_warning_by_a_resumed_run(run):
+    trained = find(run[0], None, None, ())
+    weights = trained.path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    wanted = bytes(content)
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigError, match="epoch_00004 must be whole: model.safetensors must have the SHA-256"):
+        find(run[0], None, None, ())
+    told = io.StringIO()
+    pretrain(trained.experiment, Console(file=told, width=200), resume=run[0])
+    assert f"warning: the checkpoint {trained.path} is not whole and is passed over: model" in told.getvalue()
+    assert weights.read_bytes() == wanted and find(run[0], None, None, ()).path == trained.path
+
+
+def test_unwritable_storage__is_told_before_there_is_a_run(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file"
+    with pytest.raises(ConfigError, match=f"checkpoints must be writable at {place}/tiny .Not a directory."):
+        pretrain(tiny(ray__num_workers=0, ray__storage_path=str(place)), Console(quiet=True))
 
 
 def test_export__timm_gives_the_same_features_and_every_format_its_own_file(run, tmp_path):
