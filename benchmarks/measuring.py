@@ -7,8 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -24,24 +27,34 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, all that it started on a GPU included."""
-    started = time.perf_counter()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, all that it started on a GPU included.
+
+    Args:
+        work: What is timed.
+        clock: Wall-clock time, or ``time.process_time``: what one thread takes of a machine that does other work too.
+    """
+    started = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    works: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Name, list[float]]:
     """Seconds of each work, ``repeats`` times in turns, so that a slow moment of a shared machine falls on all."""
     for _ in range(warmups):
         for work in works.values():
-            seconds(work)
-    times: dict[str, list[float]] = {name: [] for name in works}
+            work()
+    times: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            times[name].append(seconds(work))
+            times[name].append(seconds(work, clock))
     return times
 
 

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--workers 1 2 4] [--quick] [--json PATH]
 
 Both run `amt_ray.core.loop` on the same configuration, data, seed and global batch, one thread a worker. The figure is
-the epochs' own `perf/images_per_s` (without start-up and the first epoch), so it tells what Ray costs a step. "share" is
+the epochs' own `perf/images_per_s` (without start-up and the first epoch): what Ray costs a step. "share" is
 Ray Train's images a second over torchrun's. More workers than cores say nothing about scaling, only about Ray.
 """
 

@@ -1,19 +1,21 @@
 """One training step (forward, backward, optimizer): ours against other code's MAE, side by side in one run.
 
     python benchmarks/step.py [--models base@224 small@64 tiny@32] [--precisions float32 bfloat16] [--codes amt_ray ...]
-                              [--batch N] [--compile] [--quick] [--json PATH]
+                              [--batch N] [--compile] [--threads N] [--processor-time] [--quick] [--json PATH]
 
 All codes have the same sizes, the same fused AdamW and, in bfloat16, autocast; each draws its masks in the step. They
 take turns, and figures are medians. A peer whose package is not there is named and left out. Imports nothing of amt_ray
 but its core, so it runs where neither Ray nor MLflow is.
 
-Columns: GFLOP an image is counted from the operations that really ran (`torch.utils.flop_counter`, one step); "of peak"
-is their rate against the fastest large matrix product of this machine in the same precision; "model use" counts only
-what the plan needs (`needed_flop`), so that doing useless work does not look fast.
+"speed" is a code's images a second over those of ours on the same plan, the median of turns. GFLOP an image is counted
+from the operations that really ran (`torch.utils.flop_counter`, one step); "of_peak" is their rate against the fastest
+large matrix product of this machine in the same precision; "model_use" counts only what the plan needs (`needed_flop`),
+so that useless work does not look fast. Peak memory is that of all tensors.
 """
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -29,6 +31,7 @@ from amt_ray.core.masking.random import Random
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.optim import adamw
 
+Clock = Callable[[], float]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PLANS = {"mae-0.75": Random(0.75), "amt-0.45-0.40": AMT(0.45, 0.40)}
 PATCH = {32: 4, 64: 8, 224: 16}
@@ -123,18 +126,20 @@ def peak_mib(model: nn.Module, step: Callable[[], None], images: Tensor) -> floa
     return (held + most) / 2**20
 
 
-def product_peak(precision: str, where: str) -> float:
+def product_peak(precision: str, where: str, clock: Clock) -> float:
     """Operations a second of the fastest of some large matrix products."""
     best = 0.0
     for side in (8192, 4096) if where == "cuda" else (2048, 1024):
         a, b = (torch.randn(side, side, device=where, dtype=DTYPES[precision]) for _ in range(2))
         for product in (lambda a=a, b=b: a @ b, lambda a=a, b=b: a @ b.T):
-            taken = min(seconds(product) for _ in range(8))
+            taken = min(seconds(product, clock) for _ in range(8))
             best = max(best, 2 * side**3 / taken)
     return best
 
 
-def measure(model: str, precision: str, batch: int, codes: list[str], repeats: int, compiled: bool) -> list[dict]:
+def measure(
+    model: str, precision: str, batch: int, codes: list[str], repeats: int, compiled: bool, clock: Clock
+) -> list[dict]:
     """Rows of all codes and plans of one model in one precision."""
     sizes, where = sizes_of(model), device()
     images = torch.randn(batch, 3, sizes["img_size"], sizes["img_size"], device=where)
@@ -148,8 +153,8 @@ def measure(model: str, precision: str, batch: int, codes: list[str], repeats: i
                     key = (code + "+compile" * variant, plan)
                     models[key] = made.to(where).train()
                     steps[key] = stepper(models[key], images, precision, variant)
-    peak = product_peak(precision, where)
-    times = in_turns(steps, repeats, warmups=2)
+    peak = product_peak(precision, where, clock)
+    times = in_turns(steps, repeats, warmups=1 if where == "cpu" else 5, clock=clock)
     rows = []
     for (code, plan), taken in times.items():
         with FlopCounterMode(display=False) as counted:
@@ -183,7 +188,12 @@ def main() -> None:
     told.add_argument("--batch", type=int)
     told.add_argument("--repeats", type=int)
     told.add_argument("--compile", action="store_true", help="also ours under torch.compile")
+    told.add_argument("--threads", type=int, help="of the CPU")
+    told.add_argument("--processor-time", action="store_true", help="of one thread: for a CPU that does other work too")
     args = told.parse_args()
+    clock = time.process_time if args.processor_time else time.perf_counter
+    if args.threads or args.processor_time:
+        torch.set_num_threads(args.threads or 1)
     names = args.models or (["tiny@32", "base@224"] if args.quick else ["tiny@32", "small@64", "base@224"])
     absent = missing(args.codes)
     for code in absent:
@@ -196,8 +206,9 @@ def main() -> None:
         if args.quick and device() == "cpu":
             batch = args.batch or batch // 2
         for precision in args.precisions:
-            rows += measure(model, precision, batch, codes, args.repeats or (3 if args.quick else 9), args.compile)
-    print(machine())
+            repeats = args.repeats or (3 if args.quick else 9)
+            rows += measure(model, precision, batch, codes, repeats, args.compile, clock)
+    print(machine() + ", processor time" * args.processor_time)
     columns = {
         "model": "", "precision": "", "plan": "", "code": "", "batch": "d", "images_per_s": ",.1f", "speed": ".2f",
         "peak_mib": ",.0f", "gflop_per_image": ".2f", "of_peak": ".0%", "model_use": ".0%",
