@@ -15,8 +15,7 @@ OPTIONS = {"ray__num_workers": 2, "train__accumulate": 2, "train__epochs": 2, "o
 
 def train(experiment, folder, ranks):
     torch.set_num_threads(1)
-    own = folder if ranks.rank == 0 else folder / "other"
-    local.run(experiment, ranks, Silent(), local.FolderCheckpoints(own), {})
+    local.run(experiment, ranks, Silent(), local.stored(experiment, str(folder), ranks, Silent()))
 
 
 def _rank(rank, folder):
