@@ -277,7 +277,10 @@ class Eval(Section):
 
 
 class Ray(Section):
-    """Workers. ``num_workers: 0`` runs in this process, without Ray."""
+    """Workers. ``num_workers: 0`` runs in this process, without Ray.
+
+    ``start_timeout_s`` is how long workers may wait for nodes: at the start, and after a node was lost.
+    """
 
     num_workers: int = Field(1, ge=0)
     use_gpu: bool = False
@@ -286,6 +289,7 @@ class Ray(Section):
     max_failures: int = Field(2, ge=0)
     storage_path: str = "runs"
     address: str | None = None
+    start_timeout_s: float = Field(600.0, gt=0)
 
 
 class Tracking(Section):

@@ -80,7 +80,7 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
                     path: str | None = _here(experiment, target, run_id, Path(storage) / run_id)
                 else:
                     with connected(experiment):
-                        concurrent_runs(experiment)
+                        concurrent_runs(experiment, console)
                         path = ray_train.fit(experiment, target, run_id, storage)
             if path:
                 tracking.note_checkpoint(target, run_id, path)

@@ -15,6 +15,7 @@ from amt_ray.config import Experiment
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
+from amt_ray.runtime.deadline import StartDeadline
 from amt_ray.runtime.tracking import MlflowReporter, Target
 
 
@@ -108,6 +109,6 @@ def trainer(
             failure_config=FailureConfig(max_failures=wanted.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints),
             logging_config=LoggingConfig("ERROR"),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, StartDeadline(experiment)],
         ),
     )

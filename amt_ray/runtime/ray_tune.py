@@ -19,6 +19,7 @@ from amt_ray.config import Experiment
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
+from amt_ray.runtime.deadline import TrialDeadline
 from amt_ray.runtime.progress import Board
 from amt_ray.space import OptunaSpace, Points, label
 
@@ -230,7 +231,7 @@ def run_trials(
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
         # the callbacks of the first run were not kept; these show the trials that are left
-        tuner._local_tuner._run_config.callbacks = [watch]
+        tuner._local_tuner._run_config.callbacks = [watch, TrialDeadline(experiment)]
         return tuner.fit()
     tuner = tune.Tuner(
         trainable,
@@ -246,7 +247,7 @@ def run_trials(
             storage_path=storage,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints),
-            callbacks=[watch],
+            callbacks=[watch, TrialDeadline(experiment)],
             verbose=0,
         ),
     )
