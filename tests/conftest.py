@@ -9,7 +9,7 @@ import torch
 
 import amt_ray.runtime  # noqa: F401  (sets Ray's authentication before Ray is imported)
 
-BY_HAND = ("slurm", "faults")  # minutes each: run by pytest -m slurm, pytest -m faults
+BY_HAND = ("slurm", "postgres", "faults")  # a minute or more each: run by pytest -m slurm, ...
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,4 @@
-"""cluster/slurm under a real Slurm (Debian: slurm-wlm, munge, iproute2) of one node; needs root. About three minutes."""
+"""cluster/slurm under a real Slurm (Debian: slurm-wlm, munge, iproute2) of one node; needs root. Minutes."""
 
 import os
 import shutil

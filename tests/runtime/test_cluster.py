@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -23,6 +24,7 @@ from rich.console import Console
 from amt_ray.config import ConfigError
 from amt_ray.runtime import shared_paths
 from amt_ray.runtime.cluster import concurrent_runs
+from amt_ray.runtime.deadline import NoWorkersError, TrialDeadline
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.tracking.environment import source
 from tests.tiny import TREE, tiny
@@ -140,6 +142,18 @@ def test_workers__more_than_there_are_end_in_what_is_asked_and_what_is_there(joi
     rule = "4 workers of 1 CPU must fit within ray.start_timeout_s = 1 s, got 2 CPU, 0 GPU on 2 nodes, free 2 CPU"
     assert rule in str(error.value)
     assert concurrent_runs(on_cluster(joined, ray__num_workers=2)) == 1
+
+
+def test_sweep__of_which_no_trial_runs_ends_in_time_and_one_that_runs_does_not(joined):
+    deadline = TrialDeadline(on_cluster(joined, ray__start_timeout_s=0.2))
+    waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+    for trials in ([waiting], [waiting, running], [waiting]):
+        deadline.on_step_end(0, trials)
+        time.sleep(0.3)
+    with pytest.raises(
+        NoWorkersError, match=r"a trial of 1 CPU must start within ray.start_timeout_s = 0.2 s, got 2 CPU"
+    ):
+        deadline.on_step_end(0, [waiting])
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ def start_run(
 ) -> str:
     """Create a run with its params, tags, and what it is made with (`environment_files`); returns its id.
 
-    The id of a pretraining or a sweep is also written to the file that ``AMT_RAY_RUN_FILE`` names, where it is set: what
-    starts the process again reads there what to resume.
+    The id of a pretraining or a sweep is also written to the file that ``AMT_RAY_RUN_FILE`` names, if it names one:
+    what starts the process again reads there what to resume.
     """
     all_tags = {"amt_ray.kind": kind, "mlflow.source.name": "amt-ray", **environment_tags(), **tags}
     if parent:
