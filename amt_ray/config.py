@@ -288,6 +288,8 @@ class Ray(Section):
 
     ``storage_path`` is where checkpoints go, seen by all nodes: a folder, ``s3://bucket/...``, ``gs://bucket/...``; an
     S3 server of one's own as ``s3://bucket/...?endpoint_override=http://host:9000``.
+
+    ``start_timeout_s`` is how long workers may wait for nodes: at the start, and after a node was lost.
     """
 
     num_workers: int = Field(1, ge=0)
@@ -297,6 +299,7 @@ class Ray(Section):
     max_failures: int = Field(2, ge=0)
     storage_path: str = "runs"
     address: str | None = None
+    start_timeout_s: float = Field(600.0, gt=0)
 
 
 class Tracking(Section):
