@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from amt_ray.config import ConfigError
-from amt_ray.runtime import shared_paths
+from amt_ray.runtime import shared_paths, submit
 from amt_ray.runtime.cluster import concurrent_runs
 from amt_ray.runtime.deadline import NoWorkersError, TrialDeadline
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
@@ -106,15 +106,17 @@ def test_submit__trains_on_two_nodes_with_the_code_and_yaml_of_here(nodes, file)
     assert run.data.params["name"] == "sent" and run.data.params["train.epochs"] == "1"
     assert source()["tags"].items() <= run.data.tags.items()  # the commit is known here only
     assert Path(run.data.tags["amt_ray.checkpoint"]).is_relative_to(nodes.folder / "runs")
-    job = re.search(r"Job (\S+)\.", done.stdout)[1]
-    assert f"{job}  SUCCEEDED, exit status 0" in nodes.amt("status").stdout
+    assert "SUCCEEDED, exit status 0" in submit.states(nodes.url, None)[0]
 
 
 def test_submit__ends_with_the_verbs_own_exit_status_and_message(nodes):
-    done = nodes.amt("submit", "pretrain", "--resume", "none-such")
-    assert done.returncode == 2 and "amt-ray: --resume must name a run of this tracking store" in done.stdout
+    job, told = submit.submit(nodes.url, "pretrain", ["--resume", "none-such"]), []
+    assert submit.follow(nodes.url, job, told.append) == 2
+    assert "amt-ray: --resume must name a run of this tracking store" in "".join(told)
+    assert "".join(told) == submit.output(nodes.url, job)  # each line once
 
 
+@pytest.mark.faults
 def test_submit__ctrl_c_ends_the_following_and_stop_the_job(nodes, file):
     words = ("pretrain", file, "--set", "ray.num_workers=4")  # more than there are, so it waits, and says so
     with subprocess.Popen(
