@@ -126,6 +126,17 @@ def test_visualize__draws_every_layer_of_the_chosen_images(run, tmp_path):
         visualize(find(run[0], None, None, ()), [300], tmp_path)
 
 
+def test_visualize__says_whether_the_plan_is_drawn_from_the_scores_and_its_labels_do_not_overlap(run, tmp_path):
+    wide = ["data.image_size=[16,48]", "attention.layers=[-1,0]"]  # pictures of 37 rows, under labels of four lines
+    drawn = visualize(find(run[0], None, None, wide), [3], tmp_path)[1].read_text()
+    assert "drawn from the scores of layers 0, 1, averaged" in drawn and "what the plan is drawn from" in drawn
+    png, page = visualize(find(run[0], None, None, [*wide, "masking.strategy=random"]), [3], tmp_path)
+    text = page.read_text()
+    assert "not drawn from the scores of layers 0, 1" in text and "the plan does not use them" in text
+    with Image.open(png) as picture:
+        assert picture.height > sum([1, 2, 1, 2, 4, 3]) * 18
+
+
 def test_visualize__of_an_encoder_alone_shows_no_reconstruction(run, tmp_path):
     trained = find(run[0], None, None, ())
     export(trained, "safetensors", tmp_path / "s.safetensors")
