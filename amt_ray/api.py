@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amt_ray.config import Experiment, load_experiment
+from amt_ray.config import ConfigError, Experiment, experiment_from, load_experiment
 from amt_ray.core.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def encoder(model: "Run | str | Path") -> Encoder:
     """The trained encoder, a torch module in evaluation mode: ``encoder(run).features(images)``.
 
     Args:
-        model: A run, or a weights file or checkpoint's folder.
+        model: A run, or a weights file or checkpoint's folder (a path, or an address in an object store).
 
     Raises:
         ConfigError: If there are no weights, or they do not fit.
@@ -153,24 +153,25 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest checkpoint's folder.
+        """The folder of its last checkpoint, or of a copy here where that lies in an object store.
 
         Raises:
-            ConfigError: If the run has not come to its end.
+            ConfigError: If the run has not come to its end, or its checkpoint is not to be had.
         """
-        from amt_ray.config import ConfigError
+        from amt_ray.runtime.storage import StorageError, fetched
 
-        path = self._found.data.tags.get("amt_ray.checkpoint")
-        if path is None:
+        named = self._found.data.tags.get("amt_ray.checkpoint")
+        if named is None:
             raise ConfigError(f"a run must have reached its end to have a checkpoint, got {self.id}, {self.status}.")
-        return Path(path)
+        try:
+            return fetched(named)
+        except StorageError as error:
+            raise ConfigError(str(error)) from error
 
     @property
     def experiment(self) -> Experiment:
         """What was trained."""
         import yaml
-
-        from amt_ray.config import experiment_from
 
         return experiment_from(
             yaml.safe_load(Path(self._client.download_artifacts(self.id, "config.yaml")).read_text())
@@ -222,8 +223,6 @@ class Sweep(Run):
         Raises:
             ConfigError: If no trial has a value yet.
         """
-        from amt_ray.config import ConfigError
-
         metric, more_is_better = self.objective
         frame = self.frame()
         if metric not in frame or frame[metric].isna().all():
@@ -282,7 +281,7 @@ def _trained(model: "Run | str | Path") -> "Trained":
 
     if isinstance(model, Run):
         return Trained(model.checkpoint, model.experiment, model.id)
-    return find(None, Path(model), None, ())
+    return find(None, model, None, ())
 
 
 def _console(quiet: bool) -> "Console":
