@@ -97,15 +97,36 @@ def sweep(
 def compare(
     sweep: Annotated[str | None, typer.Option(help="MLflow id of a sweep.")] = None,
     experiment: Annotated[str | None, typer.Option(help="Name of an experiment.")] = None,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    filter: Annotated[
+        str | None,
+        typer.Option(help="MLflow filter, as \"params.`data.name` = 'cifar10'\"; over the experiment or all."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Compare by this instead of the sweep's metric.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Id or name of the run to test against.")] = None,
+    diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what these two runs differ in.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Follow running trials in the browser.")] = False,
+    port: Annotated[int, typer.Option(help="Of --live; 0 for a free one.")] = 0,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="File to write: .html, .md, .csv, .tex; may be repeated.", show_default="report.html"),
+    ] = None,
 ) -> None:
-    """Rank the runs of a sweep (default: the newest) and write one self-contained page."""
-    from amt_ray import report
+    """Rank the runs of a sweep (default: the newest), an experiment or a filter; write page and tables."""
+    from amt_ray.report import compare as report
     from amt_ray.runtime.tracking import tracking_uri
 
-    page = report.compare(tracking_uri(), sweep=sweep, experiment=experiment, out=out, console=console)
+    if diff:
+        report.diff(tracking_uri(), *diff, console)
+        return
+    chosen = {"sweep": sweep, "experiment": experiment, "filter": filter, "metric": metric, "baseline": baseline}
+    if live:
+        from amt_ray.report.live import follow
+
+        follow(tracking_uri(), **chosen, port=port, console=console)
+        return
+    for path in report.compare(tracking_uri(), **chosen, out=out or [Path("report.html")], console=console):
+        console.print(f"Comparison: {path}", highlight=False, soft_wrap=True)
     _say_where(None)
-    console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
