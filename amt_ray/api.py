@@ -256,9 +256,9 @@ class Sweep(Run):
 
     def compare(self, out: str | Path = "report.html", quiet: bool = True) -> Path:
         """Write the comparison page, one file that opens offline; returns its path."""
-        from amt_ray import report
+        from amt_ray.report.compare import compare
 
-        return report.compare(self.uri, sweep=self.id, out=Path(out), console=_console(quiet))
+        return compare(self.uri, sweep=self.id, out=[Path(out)], console=_console(quiet))[0]
 
     def _children(self, kind: str) -> "list[MlflowRun]":
         query = f"tags.`mlflow.parentRunId` = '{self.id}' and tags.`amt_ray.kind` = '{kind}'"

@@ -1,6 +1,7 @@
 """The command line: one thin function a verb. Heavy imports wait until a verb needs them."""
 
 import math
+import os
 import sys
 import textwrap
 import traceback
@@ -32,14 +33,30 @@ Tflops = Annotated[
 ]
 
 RunId = Annotated[str | None, typer.Option("--run", help="MLflow id of a finished run.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Where the cluster takes jobs: http://HEAD:8265 (default: RAY_ADDRESS).")
+]
+Job = Annotated[str, typer.Argument(help="A job's id, as amt-ray submit and amt-ray status tell it.")]
+ABOUT_JOBS = ("submit", "status", "logs", "stop")
+
 CheckpointPath = Annotated[
     str | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder: a path, s3://, gs://.")
 ]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    folder: Annotated[Path | None, typer.Option("--folder", "-C", help="Run in this folder, made if need be.")] = None,
+) -> None:
     """Options of every verb."""
+    if folder is not None:
+        folder = folder.expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chdir(folder)
+        except OSError as error:
+            raise ConfigError(f"--folder must be one to write in, got {folder} ({error.strerror}).") from error
 
 
 @app.command()
@@ -80,15 +97,36 @@ def sweep(
 def compare(
     sweep: Annotated[str | None, typer.Option(help="MLflow id of a sweep.")] = None,
     experiment: Annotated[str | None, typer.Option(help="Name of an experiment.")] = None,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    filter: Annotated[
+        str | None,
+        typer.Option(help="MLflow filter, as \"params.`data.name` = 'cifar10'\"; over the experiment or all."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Compare by this instead of the sweep's metric.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Id or name of the run to test against.")] = None,
+    diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what these two runs differ in.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Follow running trials in the browser.")] = False,
+    port: Annotated[int, typer.Option(help="Of --live; 0 for a free one.")] = 0,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="File to write: .html, .md, .csv, .tex; may be repeated.", show_default="report.html"),
+    ] = None,
 ) -> None:
-    """Rank the runs of a sweep (default: the newest) and write one self-contained page."""
-    from amt_ray import report
+    """Rank the runs of a sweep (default: the newest), an experiment or a filter; write page and tables."""
+    from amt_ray.report import compare as report
     from amt_ray.runtime.tracking import tracking_uri
 
-    page = report.compare(tracking_uri(), sweep=sweep, experiment=experiment, out=out, console=console)
+    if diff:
+        report.diff(tracking_uri(), *diff, console)
+        return
+    chosen = {"sweep": sweep, "experiment": experiment, "filter": filter, "metric": metric, "baseline": baseline}
+    if live:
+        from amt_ray.report.live import follow
+
+        follow(tracking_uri(), **chosen, port=port, console=console)
+        return
+    for path in report.compare(tracking_uri(), **chosen, out=out or [Path("report.html")], console=console):
+        console.print(f"Comparison: {path}", highlight=False, soft_wrap=True)
     _say_where(None)
-    console.print(f"Comparison: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -153,6 +191,98 @@ def export(
 def validate(experiment: ExperimentFile = None, set_: Overrides = None, tflops: Tflops = None) -> None:
     """Print what the experiment will cost and its configuration with every default; starts nothing."""
     _tell(_load(experiment, set_), tflops)
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def submit(
+    verb: Annotated[str, typer.Argument(help="A verb of amt-ray: pretrain, sweep, evaluate, ...")],
+    words: Annotated[list[str] | None, typer.Argument(help="Its arguments and options.", metavar="...")] = None,
+    address: Address = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Where to run on the cluster (default there: $AMT_RAY_DIR, else ~/amt_ray).")
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME to send the one here.")] = None,
+    send: Annotated[list[Path] | None, typer.Option(help="A file or folder of plug-ins to send along.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow; print the job's id.")] = False,
+) -> None:
+    """Run a verb on a Ray cluster: sends code and experiment, follows the output, ends with the verb's exit status.
+
+    Paths are the cluster's: relative ones lie in --folder there.
+    """
+    file, configured = _checked_here(verb, words or [])
+    from amt_ray.runtime import submit as jobs
+
+    where = jobs.jobs_address(address, configured)
+    job = jobs.submit(where, verb, words or [], file, folder, jobs.variables(env or ()), send or ())
+    print(job if detach else f"Job {job}. {jobs.how_to(where, job)}", flush=True)
+    if not detach:
+        _follow(where, job)
+
+
+@app.command()
+def status(
+    job: Annotated[str | None, typer.Argument(help="A job's id; without it, all jobs.")] = None, address: Address = None
+) -> None:
+    """Say how the jobs on a cluster are."""
+    from amt_ray.runtime import submit as jobs
+
+    for line in jobs.states(jobs.jobs_address(address), job):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def logs(
+    job: Job,
+    address: Address = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended, with its status.")
+    ] = False,
+) -> None:
+    """Print a job's output."""
+    from amt_ray.runtime import submit as jobs
+
+    where = jobs.jobs_address(address)
+    if follow:
+        _follow(where, job)
+    else:
+        print(jobs.output(where, job), end="")
+
+
+@app.command()
+def stop(job: Job, address: Address = None) -> None:
+    """Stop a job: its run is recorded as killed, and can be gone on with."""
+    from amt_ray.runtime import submit as jobs
+
+    print(jobs.stop(jobs.jobs_address(address), job))
+
+
+def _checked_here(verb: str, words: list[str]) -> tuple[str | None, str | None]:
+    """Refuse here what the verb would refuse there; the word that is the experiment file, and its ``ray.address``."""
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if verb not in verbs or verb in ABOUT_JOBS:
+        known = ", ".join(name for name in verbs if name not in ABOUT_JOBS)
+        raise ConfigError(f"a verb to submit must be one of {known}, got {verb}.")
+    given = verbs[verb].make_context(verb, list(words)).params
+    file = given.get("experiment")
+    if not isinstance(file, Path):
+        return None, None
+    experiment = load_experiment(file, given.get("set_") or ())
+    return next(word for word in words if Path(word) == file), experiment.ray.address
+
+
+def _follow(address: str, job: str) -> None:
+    from amt_ray.runtime import submit as jobs
+
+    def write(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    try:
+        status = jobs.follow(address, job, write)
+    except KeyboardInterrupt:
+        print(f"\nThe job goes on. {jobs.how_to(address, job)}", file=sys.stderr)
+        raise
+    if status:
+        sys.exit(status)
 
 
 def main() -> None:

@@ -241,12 +241,17 @@ class Train(Section):
     """``batch_size`` is global: over all workers and accumulated micro-batches.
 
     ``keep_checkpoints``: the newest ones; the best by the first probe (in a sweep, by its metric) stays as well.
+    ``parallel: fsdp`` cuts weights, gradients and optimizer state into a shard a worker; ``activation_checkpointing``
+    keeps only the inputs of the blocks for the backward pass; ``compile``: torch.compile of the training step.
     """
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(256, ge=1)
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     keep_checkpoints: int = Field(2, ge=1)
 
 
@@ -283,6 +288,8 @@ class Ray(Section):
 
     ``storage_path`` is where checkpoints go, seen by all nodes: a folder, ``s3://bucket/...``, ``gs://bucket/...``; an
     S3 server of one's own as ``s3://bucket/...?endpoint_override=http://host:9000``.
+
+    ``start_timeout_s`` is how long workers may wait for nodes: at the start, and after a node was lost.
     """
 
     num_workers: int = Field(1, ge=0)
@@ -292,6 +299,7 @@ class Ray(Section):
     max_failures: int = Field(2, ge=0)
     storage_path: str = "runs"
     address: str | None = None
+    start_timeout_s: float = Field(600.0, gt=0)
 
 
 class Tracking(Section):
@@ -343,6 +351,12 @@ class Experiment(Section):
             raise ValueError(
                 f"train.batch_size must be a multiple of ray.num_workers x train.accumulate, "
                 f"got {self.train.batch_size} for {micro_batches} micro-batches."
+            )
+        moving = isinstance(self.masking.mask_ratio, Moving) or isinstance(self.masking.throw_ratio, Moving)
+        if self.train.compile and (moving or self.train.parallel == "fsdp"):
+            raise ValueError(
+                "train.compile must be false where a masking ratio moves (each count of patches is compiled anew) or "
+                f"train.parallel is fsdp, got true with {'a moving ratio' if moving else 'fsdp'}."
             )
         if self.eval.protocols and not self.data.val_fraction:
             raise ValueError("data.val_fraction must be above 0 where eval.protocols are asked for, got 0.")

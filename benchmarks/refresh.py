@@ -3,30 +3,19 @@
 The plain pass is the encoder's: embedding, all blocks, fused attention, final norm, nothing kept. Both are timed in
 turns in one run, medians of repeats.
 
-    python benchmarks/refresh.py [--model vit_base_patch16_224] [--image 224] [--quick] [--json FILE]
+    python benchmarks/refresh.py [--model vit_base_patch16_224] [--image 224] [--quick] [--json PATH]
 """
 
-import argparse
-import json
 import statistics
-import time
-from pathlib import Path
 
 import torch
+from measuring import device as where
+from measuring import in_turns, machine, parser, ratio, table, write
 
 from amt_ray.core.attention import Scoring
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.encoder_names import encoder_sizes
 from amt_ray.core.tokens import patchify
-
-
-def seconds(work, device):
-    """Wall-clock seconds of one call."""
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def peak_mib(work, device):
@@ -42,16 +31,14 @@ def peak_mib(work, device):
 @torch.no_grad()
 def main():
     """Measure in turns, print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_base_patch16_224")
-    parser.add_argument("--image", type=int, default=224)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    told = parser(__doc__)
+    told.add_argument("--model", default="vit_base_patch16_224")
+    told.add_argument("--image", type=int, default=224)
+    told.add_argument("--batch", type=int)
+    told = told.parse_args()
+    device = where()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    batch = told.batch or (256 if device == "cuda" else 16)
+    batch = told.batch or (256 if device == "cuda" else 4 if told.quick else 16)
     repeats = 5 if told.quick else 15
     sizes = encoder_sizes(told.model)
     encoder = Encoder(told.image, **sizes).to(device).eval()
@@ -69,28 +56,21 @@ def main():
     works = {"plain forward": plain}
     works |= {f"layer {layer}": scored(layer) for layer in (0, depth // 2, depth - 2, depth - 1)}
     works |= {"every layer": scored(tuple(range(depth))), "rollout": scored("rollout")}
-    for work in works.values():
-        work()
-    times = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            times[name].append(seconds(work, device))
-    base = statistics.median(times["plain forward"])
-    rows = []
-    for name, work in works.items():
-        # the ratio of each turn, so that a slow moment of a shared machine falls on both
-        ratio = statistics.median(s / p for s, p in zip(times[name], times["plain forward"]))
-        median = statistics.median(times[name])
-        rows.append({"scores": name, "seconds": median, "ratio": ratio, "peak_mib": peak_mib(work, device)})
-    print(
-        f"{told.model} at {told.image} px, {batch} images, {device}, {dtype}: plain forward {batch / base:.1f} images/s"
-    )
-    print("| scores | seconds | relative | peak MiB |\n| --- | --- | --- | --- |")
-    for row in rows:
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        print(f"| {row['scores']} | {row['seconds']:.4f} | {row['ratio']:.3f} | {peak} |")
-    if told.json:
-        told.json.write_text(json.dumps({"rows": rows}, indent=2))
+    times = in_turns(works, repeats)
+    rows = [
+        {
+            "scores": name,
+            "seconds": statistics.median(times[name]),
+            "relative": ratio(times[name], times["plain forward"]),
+            "peak_mib": peak_mib(work, device),
+        }
+        for name, work in works.items()
+    ]
+    plain_per_s = batch / statistics.median(times["plain forward"])
+    print(f"{machine()}; {told.model} at {told.image} px, {batch} images, {dtype}")
+    print(f"plain forward: {plain_per_s:.1f} images/s")
+    print(table(rows, {"scores": "", "seconds": ".4f", "relative": ".3f", "peak_mib": ",.0f"}))
+    write(told.json, rows, plain_images_per_s=plain_per_s)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from amt_ray.core.blocks import TransformerBlock
 from amt_ray.core.relative import RelativePositions
 from amt_ray.core.tokens import gather_tokens, pair, patch_grid, patchify, sincos_positions
 
@@ -41,7 +41,9 @@ def transformer(
     norm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
-        Block(width, num_heads, mlp_ratio, qkv_bias=True, init_values=layer_scale, drop_path=rate, norm_layer=norm)  # type: ignore[arg-type]
+        TransformerBlock(
+            width, num_heads, mlp_ratio, qkv_bias=True, init_values=layer_scale, drop_path=rate, norm_layer=norm
+        )  # type: ignore[arg-type]
         for rate in rates
     )
 

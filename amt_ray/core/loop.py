@@ -1,17 +1,17 @@
 """Pretraining: the same loop under pytest, in one process, under Ray Train on many nodes and inside a Tune trial."""
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from amt_ray.core.attention import Scoring, score_by
 from amt_ray.core.checkpoint import (
@@ -28,8 +28,10 @@ from amt_ray.core.geometry import Crops, crop_scores, released_corner
 from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.masking import MaskingStrategy
 from amt_ray.core.noise import Purpose, permutation, uniform
+from amt_ray.core.parallel import Whole, averaging, load_optimizer, load_weights, whole_state, wrapped
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
+from amt_ray.core.prefetch import Waits, ahead
 from amt_ray.core.sampling import MicroBatch, epoch_steps, equal_share, steps_per_epoch
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.score_store import ScoreStore
@@ -41,6 +43,20 @@ Evaluation = Callable[[Encoder, bool], Mapping[str, float]]
 AtRefresh = Callable[[Encoder], Mapping[str, float]]
 
 
+class Prepared(NamedTuple):
+    """A micro-batch on the ranks' device.
+
+    Attributes:
+        images: Augmented and normalised, [B, C, Y, X].
+        plan: Their plans.
+        weight_B: As in `MicroBatch`.
+    """
+
+    images: Tensor
+    plan: PatchPlan
+    weight_B: Tensor
+
+
 class NotFiniteError(RuntimeError):
     """The loss is no longer a number."""
 
@@ -50,7 +66,7 @@ class Pretraining:
     """A pretraining run: its parts, and the state that survives a restart.
 
     Args:
-        model: A method (`amt_ray.core.methods`), on the ranks' device.
+        model: A method (`amt_ray.core.methods`), on the ranks' device; or sharded (`amt_ray.core.parallel.shard`).
         images: The data set.
         train_index: Indices of the images to train on.
         augmentation: Crop and flip of the training images.
@@ -68,6 +84,10 @@ class Pretraining:
         crop_lookup: ``aligned``: an image's scores are cropped as its pixels are; ``as_released``: as in AMT's released
             code (`released_corner`).
         clip_grad: Largest norm of the gradient, or None.
+        compile: Whether the forward and backward pass go through ``torch.compile``.
+        prefetch: Whether the next step's batch is made in a thread during this step; None: where the device is not the
+            CPU, whose cores the step itself keeps busy.
+        whole: For a sharded model: makes it whole.
         seed: Seed of the order, the crops and the plans.
         ranks: The processes that train together.
         about: Kept in the weights' metadata.
@@ -91,6 +111,9 @@ class Pretraining:
     unit: int = 1
     crop_lookup: Literal["aligned", "as_released"] = "aligned"
     clip_grad: float | None = None
+    compile: bool = False
+    prefetch: bool | None = None
+    whole: Whole | None = None
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -100,9 +123,10 @@ class Pretraining:
         self.train_s = 0.0
         self.history: dict[int, dict[str, float]] = {}  # metrics by epochs completed
         self.scores = ScoreStore(len(self.images), self.model.grid, self.ranks)
-        self.wrapped: nn.Module = self.model
-        if self.ranks.size > 1:
-            self.wrapped = DistributedDataParallel(self.model)
+        self.wrapped = wrapped(self.model, self.ranks)
+        # only the training step: its shapes never change, those of scoring and of probes do
+        self.forward: Callable[..., Any] = torch.compile(self.wrapped, dynamic=False) if self.compile else self.wrapped
+        self._whole_model: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,9 +134,9 @@ class Pretraining:
         return steps_per_epoch(len(self.train_index), self.batch_size)
 
     def state_dict(self, random_states_of_ranks: list[Any]) -> dict[str, Any]:
-        """All but the weights: what a restart needs to go on as if there had been no stop."""
+        """All but the weights: what a restart needs to go on as if there had been no stop; every rank calls it."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "epoch": self.epoch,
             "train_s": self.train_s,
             "history": self.history,
@@ -129,9 +153,9 @@ class Pretraining:
             RuntimeError: If it is of another model.
         """
         weights, _ = read_weights(folder)
-        self.model.load_state_dict(weights)
+        load_weights(self.model, weights)
         state = read_training(folder)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.epoch, self.train_s, self.history = state["epoch"], state["train_s"], state.get("history", {})
         self.scores.load_state_dict(state["scores"])
         if (maps := read_scores(folder, self.scoring.name)) is not None:
@@ -149,13 +173,21 @@ class Pretraining:
         """
         state = self.state_dict(self.ranks.gather(random_states()))
         about = {**self.about, "epoch": self.epoch}
-        weights, scores = self.model.state_dict(), self.scored(forks)
+        weights, scores = whole_state(self.model.state_dict()), self.scored(forks)
 
         def write(folder: Path) -> None:
             write_checkpoint(folder, weights, state, about)
             write_scores(folder, scores)
 
         checkpoints.save(self.epoch, metrics, write)
+
+    def whole_model(self) -> Any:
+        """The model with all its weights, for all but training; every rank calls it."""
+        if self.whole is None:
+            return self.model
+        if self._whole_model is None:
+            self._whole_model = self.whole(self.model)
+        return self._whole_model
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of the forward pass."""
@@ -179,11 +211,11 @@ class Pretraining:
 
     def _score_images(self, scorings: Sequence[Scoring]) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and float16 maps [K, B, G, W] of the training images, whole; each rank scores a share of a chunk."""
-        ranks, grid = self.ranks, self.model.grid
+        ranks, grid, model = self.ranks, self.model.grid, self.whole_model()
         for chunk in self.train_index.split(2 * max(self.batch_size, ranks.size)):
             mine = equal_share(chunk, ranks.rank, ranks.size)
             whole = self.images.whole(mine, self.augmentation.size, ranks.device)
-            scores_KBN = score_by(scorings, self.model, whole)
+            scores_KBN = score_by(scorings, model, whole)
             scores_BKGW = scores_KBN.transpose(0, 1).unflatten(2, grid).to(self.scores.maps.dtype)
             yield chunk, ranks.stack(scores_BKGW).flatten(0, 1)[: len(chunk)].transpose(0, 1)
 
@@ -216,16 +248,22 @@ class Pretraining:
         boxes = crops if self.crop_lookup == "aligned" else released_corner(crops, self.model.grid)
         return crop_scores(self.scores.lookup(index_B), boxes, self.unit_grid).flatten(1)
 
-    def train_step(self, micro_batches: list[MicroBatch]) -> Tensor:
-        """One optimizer step; returns the rank's part of the sum of losses over the step's images."""
+    def prepared(self, micro_batch: MicroBatch) -> Prepared:
+        """A micro-batch, ready for `train_step`."""
+        weight_B = micro_batch.weight_B.to(self.ranks.device, non_blocking=True)
+        return Prepared(*self.prepare(micro_batch.index_B), weight_B)
+
+    def train_step(self, micro_batches: Iterable[Prepared]) -> Tensor:
+        """One optimizer step on ``accumulate`` micro-batches, in which nothing waits for the device.
+
+        Returns:
+            The rank's part of the sum of losses over the step's images.
+        """
         total = torch.zeros((), device=self.ranks.device)
-        for i, (index_B, weight_B) in enumerate(micro_batches):
-            images, plan = self.prepare(index_B)
-            weight_B = weight_B.to(self.ranks.device, non_blocking=True)
-            last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if last or self.ranks.size == 1 else self.wrapped.no_sync():  # type: ignore[operator]
+        for i, (images, plan, weight_B) in enumerate(micro_batches, 1):
+            with averaging(self.wrapped, wanted=i == self.accumulate):
                 with self.autocast():
-                    loss_B = self.wrapped(images, plan).loss_B
+                    loss_B = self.forward(images, plan).loss_B
                 (loss_B * weight_B).sum().backward()
             total += (loss_B.detach() * (weight_B > 0)).sum()
         if self.clip_grad is not None:
@@ -241,15 +279,19 @@ class Pretraining:
             NotFiniteError: If the mean loss of the epoch is not finite; nothing of the epoch is kept.
         """
         self.model.train()
+        self._whole_model = None
         started = spoke = time.monotonic()
         order = permutation(self.seed, self.epoch, self.train_index)
         loss_sum = torch.zeros((), device=self.ranks.device)
         lr = 0.0
         steps = epoch_steps(order, self.batch_size, self.ranks.rank, self.ranks.size, self.accumulate)
-        for step, micro_batches in enumerate(steps):
+        overlap = self.ranks.device.type != "cpu" if self.prefetch is None else self.prefetch
+        stream = itertools.chain.from_iterable(steps)
+        batches = Waits(ahead(self.prepared, stream) if overlap else map(self.prepared, stream))
+        for step in range(self.steps_per_epoch):
             self.lr_schedule.step_update(self.epoch * self.steps_per_epoch + step)
             lr = self.optimizer.param_groups[0]["lr"]
-            loss_sum += self.train_step(micro_batches)
+            loss_sum += self.train_step(itertools.islice(batches, self.accumulate))
             if time.monotonic() - spoke > PROGRESS_EVERY_S:
                 spoke = time.monotonic()
                 reporter.progress(self.epoch, (step + 1) / self.steps_per_epoch)
@@ -266,6 +308,7 @@ class Pretraining:
             "train/lr": lr,
             "perf/images_per_s": len(order) / epoch_s,
             "perf/epoch_s": epoch_s,
+            "perf/data_wait_share": batches.waited_s / epoch_s,
             "perf/train_s": self.train_s,
         }
 
@@ -306,16 +349,18 @@ class Pretraining:
                     self.refresh_scores()
                     metrics["perf/refresh_s"] = time.monotonic() - started
                     self.train_s += metrics["perf/refresh_s"]
-                metrics |= at_refresh(self.model) if at_refresh is not None else {}
+                metrics |= at_refresh(self.whole_model()) if at_refresh is not None else {}
             metrics |= self.train_epoch(reporter)
             last = self.schedule.is_last(self.epoch)
             if evaluate is not None and self.schedule.eval_due(self.epoch):
                 started = time.monotonic()
-                metrics |= evaluate(self.model, last)
+                metrics |= evaluate(self.whole_model(), last)
                 metrics["perf/eval_s"] = time.monotonic() - started
             self.epoch += 1
             self.history[self.epoch] = metrics
             reporter.metrics(metrics, self.epoch)
+            if last and picture is not None:
+                self.whole_model()  # every rank has a part in it
             if last and picture is not None and self.ranks.rank == 0:
                 reporter.image("figures/masks.png", picture())
             self.save(checkpoints, {"epoch": self.epoch, **metrics}, (forks or {}).get(self.epoch, ()))

@@ -1,110 +1,128 @@
 """The page: one HTML file that holds everything it shows."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import urlsplit, urlunsplit
 
 from plotly.offline import get_plotlyjs
 
 from amt_ray.report import plots, words
-from amt_ray.report.effects import effects
+from amt_ray.report.diff import embedded, facts
+from amt_ray.report.effects import LAYERS, Effect, effects, throwing_by_masking
 from amt_ray.report.html import template
+from amt_ray.report.importance import importances
+from amt_ray.report.layers import layer_effect
 from amt_ray.report.masks import MaskFigure
-from amt_ray.report.ranking import Comparison, Row, cost
+from amt_ray.report.ranking import Comparison, Row
+from amt_ray.report.rungs import rungs
 from amt_ray.report.runs import LOSS, Run
+from amt_ray.report.table import Column, columns, single_runs
 
-Cell = tuple[str, float | str]  # what is shown, what the column sorts by
+ROWS_SHOWN = 30  # the others are behind a button
 
 
-def render(comparison: Comparison, masks: Sequence[MaskFigure], tracking_uri: str) -> str:
-    """The page as text. Every name, tag and parameter is escaped; plotly.js and the figures are inlined."""
+def render(
+    comparison: Comparison,
+    masks: Sequence[MaskFigure],
+    packages: Mapping[str, Mapping[str, str]],
+    tracking_uri: str,
+    live: str = "",
+) -> str:
+    """The page as text. Every name, tag and parameter is escaped; plotly.js and the figures are inlined.
+
+    Args:
+        comparison: What is shown.
+        masks: Figures of masks.
+        packages: Run id -> package -> version.
+        tracking_uri: The store, for the commands that open it.
+        live: Mark of this state of the runs, for a page that reloads itself when the server has another; empty for a
+            file.
+    """
     metric = comparison.source.metric
-    best = comparison.best
+    shown = columns(comparison)
+    ranking = [(row, _cells(shown, row), _singles(shown, row, comparison)) for row in _rows(comparison)]
+    panels, span = effects(comparison), plots.shared_range(comparison)
+    grid = throwing_by_masking(comparison)
     return template("page.html.j2").render(
         comparison=comparison,
         source=comparison.source,
         metric=metric,
         metric_name=words.metric_name(metric),
         headline=words.headline(comparison),
+        warnings=words.warnings(comparison),
         retrained=words.retrained_sentences(comparison),
+        tests=words.tests(comparison),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        columns=_columns(comparison),
-        table=[(row, _cells(comparison, row)) for row in (*comparison.rows, *comparison.retrained)],
+        columns=shown,
+        table=ranking,
+        rows_shown=ROWS_SHOWN,
         curves=plots.to_html(plots.learning_curves(comparison, metric)),
         losses=plots.to_html(plots.learning_curves(comparison, LOSS)) if metric != LOSS else "",
-        times=plots.to_html(plots.accuracy_by_time(comparison)),
-        effect_figure=plots.to_html(plots.effect_panels(comparison)),
-        effects=effects(comparison),
-        heat_map=plots.to_html(plots.heat_map(comparison)),
+        costs=plots.to_html(plots.accuracy_by_cost(comparison)),
+        effects=panels,
+        panels=[_panel(comparison, one, span) for one in panels if one.key != LAYERS],
+        layers=[_panel(comparison, one, span) for one in (layer_effect(comparison),) if one],
+        over_seeds=bool(panels) and all(one.over_seeds for one in panels),
+        heat_map=plots.to_html(plots.heat_map(grid, metric, comparison.source.maximize)),
+        signs=(plots.NOT_RUN, plots.INFEASIBLE),
+        importance=plots.to_html(plots.importance_bars(importances(comparison))),
+        rungs=rungs([run for row in comparison.trials for run in row.group.runs], metric),
         masks=masks,
-        steps=_steps(comparison, best.run if best else None, tracking_uri),
-        facts=_facts([row.run for row in (*comparison.rows, *comparison.retrained)]),
-        show_value=words.show_value,
+        facts=_script_data(embedded([(run, facts(run, packages.get(run.run_id, {}))) for run in comparison.runs])),
+        pair=_pair(comparison),
+        steps=_steps(comparison, tracking_uri),
+        versions=_versions(comparison.runs),
+        words=words,
         plotlyjs=get_plotlyjs(),
+        live=live,
     )
 
 
-def _columns(comparison: Comparison) -> list[tuple[str, str]]:
-    """Pairs of heading and explanation."""
-    metric = comparison.source.metric
-    unit = "points" if words.is_fraction(metric) else "difference"
-    keys = words.short_keys(comparison.keys)
-    return [
-        ("#", "place by the last value of the metric"),
-        ("run", "name in MLflow"),
-        *((keys[key], key) for key in comparison.keys),
-        (words.metric_name(metric), f"last value of {metric}"),
-        (unit, "difference to the baseline"),
-        *(
-            [("test", f"{comparison.source.test_metric}, measured once at the end; it selects nothing")]
-            if comparison.tested
-            else []
-        ),
-        ("epochs", "epochs completed"),
-        ("time", "training time"),
-        ("time / base", "training time per epoch, relative to the baseline"),
-        ("images/s", "training throughput, last value"),
-        ("note", "what to know about the run"),
-    ]
+def _rows(comparison: Comparison) -> tuple[Row, ...]:
+    return (*comparison.rows, *comparison.retrained)
 
 
-def _cells(comparison: Comparison, row: Row) -> list[Cell]:
-    metric, run = comparison.source.metric, row.run
-    seconds, images_per_s = cost(run)
-    test = run.metric(comparison.source.test_metric)
-    role = "retrained" if run.kind == "retrain" else "baseline" if run.baseline else ""
-    return [
-        _cell("re" if run.kind == "retrain" else str(row.rank or words.NOTHING), row.rank),
-        _cell(run.name, run.name),
-        *(_cell(run.params.get(key, words.NOTHING), run.params.get(key)) for key in comparison.keys),
-        _cell(words.show_value(row.objective, metric), row.objective),
-        _cell(words.show_delta(row.delta, metric), row.delta),
-        *([_cell(words.show_value(test, metric), test)] if comparison.tested else []),
-        _cell(words.show_number(run.epochs), run.epochs),
-        _cell(words.show_seconds(seconds), seconds),
-        _cell(words.show_number(row.time_ratio, 2), row.time_ratio),
-        _cell(words.show_number(images_per_s), images_per_s),
-        _cell("; ".join(filter(None, (role, row.note))), role + row.note),
-    ]
+def _cells(shown: Sequence[Column], row: Row) -> list[tuple[str, object]]:
+    """Pairs of what is shown and what the column sorts by."""
+    cells = [column.of(row) for column in shown]
+    return [(cell.shown, "" if cell.raw is None else cell.raw) for cell in cells]
 
 
-def _cell(shown: str, key: float | str | None) -> Cell:
-    return shown, "" if key is None else key
+def _singles(shown: Sequence[Column], row: Row, comparison: Comparison) -> list[tuple[Run, list[str]]]:
+    """The runs of a setting, each with its cells."""
+    source = comparison.source
+    alone = single_runs(row, source.metric, source.test_metric)
+    return [(one.group.first, [cell for cell, _ in _cells(shown, one)]) for one in alone]
 
 
-def _steps(comparison: Comparison, best: Run | None, tracking_uri: str) -> list[tuple[str, str]]:
+def _panel(comparison: Comparison, effect: Effect, span: tuple[float, float] | None) -> tuple[str, str]:
+    return effect.key, plots.to_html(plots.effect_panel(comparison, effect, span))
+
+
+def _pair(comparison: Comparison) -> tuple[int, int]:
+    """Places of the two runs whose difference is shown first: the best and the baseline, else the first two."""
+    places = {run.run_id: place for place, run in enumerate(comparison.runs)}
+    wanted = [row.group.first.run_id for row in (comparison.best, comparison.reference) if row]
+    found = [places[run_id] for run_id in wanted]
+    found += [place for place in range(min(2, len(places))) if place not in found]
+    return found[0], found[-1] if len(found) == 1 else found[1]
+
+
+def _script_data(tree: object) -> str:
+    """JSON that cannot end its script element."""
+    return json.dumps(tree, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _steps(comparison: Comparison, tracking_uri: str) -> list[tuple[str, str]]:
     """Pairs of purpose and shell lines."""
-    steps = []
+    steps, best = [], comparison.best
     if comparison.source.sweep:
         steps.append(("The sweep again", f"{_fetch(comparison.source.sweep)}\namt-ray sweep config.yaml"))
     if best:
-        steps.append(("The best run again", f"{_fetch(best)}\namt-ray pretrain config.yaml"))
-    option = (
-        f"--sweep {comparison.source.sweep.run_id}"
-        if comparison.source.sweep
-        else f"--experiment '{comparison.source.experiment}'"
-    )
-    steps.append(("This page again", f"amt-ray compare {option} --out report.html"))
+        steps.append(("The best run again", f"{_fetch(best.group.first)}\namt-ray pretrain config.yaml"))
+    again = f"amt-ray compare {comparison.source.again}".strip()
+    steps.append(("This page again, and its table for a paper", f"{again} --out report.html --out report.tex"))
     uri = without_password(tracking_uri)
     if not uri.startswith("http"):
         steps.append(("All the runs in MLflow", f"mlflow ui --backend-store-uri '{uri}'"))
@@ -123,7 +141,7 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]))
 
 
-def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _versions(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Commit and versions with every value met: more than one means that the runs do not come from one state."""
     names = sorted({tag for run in runs for tag in run.tags if tag == "git.commit" or tag.startswith("version.")})
     return [(name, sorted({run.tags[name] for run in runs if name in run.tags})) for name in names]

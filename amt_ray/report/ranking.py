@@ -1,141 +1,205 @@
 """Who is best, by how much, at what cost: pure functions from runs to a comparison."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from amt_ray.report.runs import IMAGES_PER_S, TRAIN_SECONDS, Run, Source
+from amt_ray.report.costs import Cost, cost_of, seconds_per_epoch
+from amt_ray.report.groups import Group, differing_keys, grouped
+from amt_ray.report.runs import Run, Source
+from amt_ray.report.statistics import Paired, Summary, holm
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table.
+    """A setting in the table: its runs, one a seed.
 
     Attributes:
-        run: The run.
-        rank: Place from 1, ``None`` for the runs that cannot be ranked.
-        objective: Last value of the metric; not the best epoch, which would favour noisy runs.
-        note: Why the run is unranked, unfinished or short; empty for an ordinary run.
-        delta: Objective minus the baseline's.
+        group: Its runs.
+        rank: Place from 1, ``None`` for what cannot be ranked.
+        summary: Last values of the metric, one a seed; not the best epoch, which would favour noisy runs.
+        test: The same of the test split.
+        note: Why it is unranked, unfinished or short; empty for an ordinary one.
+        cost: What its runs cost.
+        delta: Mean minus the baseline's.
         time_ratio: Training seconds an epoch, relative to the baseline's.
+        paired: Against the baseline, seed by seed; None where no seed is common.
     """
 
-    run: Run
+    group: Group
     rank: int | None
-    objective: float | None
+    summary: Summary | None
+    test: Summary | None
     note: str
-    delta: float | None
-    time_ratio: float | None
+    cost: Cost
+    delta: float | None = None
+    time_ratio: float | None = None
+    paired: Paired | None = None
 
+    @property
+    def name(self) -> str:
+        """Name without the seed."""
+        return self.group.name
 
-@dataclass(frozen=True)
-class Reference:
-    """What the trials are measured against: the mean over the baseline runs that have an objective."""
+    @property
+    def objective(self) -> float | None:
+        """Mean over the seeds."""
+        return self.summary.mean if self.summary else None
 
-    name: str
-    count: int
-    objective: float
-    epochs: int | None
-    seconds_per_epoch: float | None
-    test: float | None
+    @property
+    def baseline(self) -> bool:
+        """Whether it is a sweep's reference."""
+        return self.group.baseline
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the table, the plots and the page show.
+    """Everything that the tables, the plots and the page show.
 
     Attributes:
         source: What was read.
-        rows: The ranked runs, best first, then the unranked ones.
+        rows: The ranked settings, best first, then the unranked ones.
         retrained: Best settings trained anew; not comparable with the trials, so never among ``rows``.
-        keys: Config keys that differ between the runs, searched ones first.
-        reference: The baseline, where there is one with an objective.
+        keys: Config keys that differ between the settings, searched ones first.
+        reference: What the others are measured against, where there is such a row with an objective.
     """
 
     source: Source
     rows: tuple[Row, ...]
     retrained: tuple[Row, ...]
     keys: tuple[str, ...]
-    reference: Reference | None
+    reference: Row | None
 
     @property
     def tested(self) -> bool:
         """Whether any run was measured on the test split."""
-        return any(row.run.metric(self.source.test_metric) is not None for row in (*self.rows, *self.retrained))
+        return any(row.test for row in (*self.rows, *self.retrained))
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows with a place."""
+        return tuple(row for row in self.rows if row.rank)
+
+    @property
+    def trials(self) -> tuple[Row, ...]:
+        """The ranked rows without the sweeps' baselines."""
+        return tuple(row for row in self.ranked if not row.baseline)
 
     @property
     def best(self) -> Row | None:
-        """The best ranked run that is not a baseline."""
-        return next((row for row in self.rows if row.rank and not row.run.baseline), None)
+        """The best ranked row that is not the reference."""
+        return next((row for row in self.trials if row is not self.reference), None)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any setting has several seeds."""
+        return any(row.summary and row.summary.n > 1 for row in (*self.rows, *self.retrained))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs, by rank of their setting."""
+        return tuple(run for row in (*self.rows, *self.retrained) for run in row.group.runs)
+
+    @property
+    def reference_name(self) -> str:
+        """How sentences call the reference."""
+        if self.reference is None:
+            return ""
+        method = self.reference.group.first.tags.get("method", "").upper()
+        return f"{method} baseline".strip() if self.reference.baseline else f"baseline {self.reference.name}"
 
 
-def rank(source: Source) -> Comparison:
-    """Ranks the runs of a source by the last value of its metric."""
-    reference = _reference(source)
-    trials = [run for run in source.runs if run.kind != "retrain"]
-    better = -1.0 if source.maximize else 1.0
-    ranked = sorted(
-        (run for run in trials if _rankable(run, source.metric)), key=lambda r: better * r.metrics[source.metric]
-    )
-    unranked = [run for run in trials if not _rankable(run, source.metric)]
-    rows = [_row(run, place, source, reference) for place, run in enumerate(ranked, 1)]
-    rows += [_row(run, None, source, reference) for run in unranked]
-    retrained = [_row(run, None, source, reference) for run in source.runs if run.kind == "retrain"]
-    return Comparison(source, tuple(rows), tuple(retrained), differing_keys(trials, source.searched), reference)
+def rank(source: Source, baseline: str | None = None) -> Comparison:
+    """Ranks the settings of a source by the mean of their last values of its metric.
 
+    Args:
+        source: The runs.
+        baseline: Run id (or its beginning) or name of what the others are measured against; by default the best of the
+            sweeps' baselines.
 
-def differing_keys(runs: Iterable[Run], first: Sequence[str] = ()) -> tuple[str, ...]:
-    """Config keys with at least two values among the runs that have them; ``first`` lead, in their order.
-
-    A run that failed before its parameters were logged makes no key differ.
+    Raises:
+        ValueError: No run is called so, or it has no value of the metric.
     """
-    values: dict[str, set[str | float]] = {}
-    for run in runs:
-        for key, value in run.params.items():
-            values.setdefault(key, set()).add(as_number(value))
-    differing = [key for key, found in values.items() if len(found) > 1]
-    return tuple([key for key in first if key in differing] + sorted(set(differing) - set(first)))
+    groups = grouped(source.runs)
+    rows = _ranked([_row(group, source) for group in groups if group.kind != "retrain"], source)
+    retrained = [_row(group, source) for group in groups if group.kind == "retrain"]
+    reference = _reference([*rows, *retrained], baseline, source.metric)
+    tested = _tested([_against(row, reference, source) for row in (*rows, *retrained)])
+    keys = differing_keys((run for run in source.runs if run.kind != "retrain"), source.searched)
+    return Comparison(
+        source,
+        tuple(tested[: len(rows)]),
+        tuple(tested[len(rows) :]),
+        keys,
+        next((row for row in tested if reference and row.group is reference.group), None),
+    )
 
 
-def as_number(value: str) -> str | float:
-    """The number that a parameter spells, else the string itself: ``0.40`` and ``0.4`` are one value."""
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return number if math.isfinite(number) else value
+def _row(group: Group, source: Source) -> Row:
+    summary = group.summary(source.metric)
+    note = _note(group, source.metric)
+    return Row(group, None, summary, group.summary(source.test_metric), note, cost_of(group.runs))
 
 
-def replicates(comparison: Comparison, run: Run) -> int:
-    """Ranked runs with the settings of ``run`` in all but the seed; at least 1."""
-    keys = [key for key in comparison.keys if key != "seed"]
-    mine = [run.params.get(key) for key in keys]
-    return sum([row.run.params.get(key) for key in keys] == mine for row in comparison.rows if row.rank)
+def _ranked(rows: Sequence[Row], source: Source) -> list[Row]:
+    better = -1.0 if source.maximize else 1.0
+    ranked = sorted((row for row in rows if row.summary), key=lambda row: better * (row.objective or 0.0))
+    return [replace(row, rank=place) for place, row in enumerate(ranked, 1)] + [r for r in rows if not r.summary]
 
 
-def cost(run: Run) -> tuple[float | None, float | None]:
-    """Training seconds and images per second of a run."""
-    return run.metric(TRAIN_SECONDS), run.metric(IMAGES_PER_S)
+def _reference(rows: Sequence[Row], wanted: str | None, metric: str) -> Row | None:
+    if wanted is None:
+        return next((row for row in rows if row.rank and row.baseline), None)
+    found = [row for row in rows if any(run.run_id.startswith(wanted) for run in row.group.runs)]
+    found = found or [row for row in rows if wanted == row.name or any(wanted == run.name for run in row.group.runs)]
+    if not found:
+        raise ValueError(f"--baseline must be the id or name of a run that is compared, got {wanted}.")
+    if found[0].summary is None:
+        raise ValueError(f"--baseline must have {metric}, got {wanted} without it.")
+    return found[0]
 
 
-def _rankable(run: Run, metric: str) -> bool:
-    return run.metric(metric) is not None and run.status != "FAILED"
+def _against(row: Row, reference: Row | None, source: Source) -> Row:
+    """The row with its differences to the reference."""
+    if reference is None or reference.summary is None or row.summary is None:
+        return row
+    base, mine = seconds_per_epoch(reference.group), seconds_per_epoch(row.group)
+    theirs, ours = (one.group.by_seed(source.metric, whole=True) for one in (reference, row))
+    differences = tuple(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+    comparable = row.group is not reference.group and row.group.kind != "retrain"
+    return replace(
+        row,
+        delta=row.summary.mean - reference.summary.mean,
+        time_ratio=mine / base if mine and base else None,
+        paired=Paired(Summary(differences)) if differences and comparable else None,
+    )
 
 
-def _row(run: Run, place: int | None, source: Source, reference: Reference | None) -> Row:
-    objective = run.metric(source.metric)
-    delta = objective - reference.objective if reference and objective is not None else None
-    base, mine = reference.seconds_per_epoch if reference else None, _seconds_per_epoch(run)
-    return Row(run, place, objective, _note(run, source.metric), delta, mine / base if mine and base else None)
+def _tested(rows: Sequence[Row]) -> list[Row]:
+    """The rows with p-values adjusted for the number of tests."""
+    p_values = {place: row.paired.p for place, row in enumerate(rows) if row.paired and row.paired.p is not None}
+    adjusted = dict(zip(p_values, holm([p for p in p_values.values() if p is not None])))
+    return [
+        replace(row, paired=replace(row.paired, adjusted=adjusted[place])) if place in adjusted and row.paired else row
+        for place, row in enumerate(rows)
+    ]
 
 
-def _note(run: Run, metric: str) -> str:
+def _note(group: Group, metric: str) -> str:
+    """What to know of the runs; of several, how many it is true for."""
+    notes = Counter(note for run in group.runs if (note := run_note(run, metric)))
+    if len(group.runs) == 1:
+        return next(iter(notes), "")
+    return "; ".join(f"{count} of {len(group.runs)}: {note}" for note, count in notes.items())
+
+
+def run_note(run: Run, metric: str) -> str:
+    """Why a run is unranked, unfinished or short; empty for an ordinary one."""
     epochs = f"at epoch {run.epochs}" if run.epochs else "before the first epoch ended"
     if run.status == "FAILED":
         reason = run.tags.get("amt_ray.error", "").strip()
         return f"failed {epochs}" + (f": {reason.splitlines()[0]}" if reason else "")
-    if run.status in ("RUNNING", "SCHEDULED"):
+    if run.unfinished:
         return f"still running, {epochs}" if run.epochs else "still running, no epoch ended yet"
     if metric in run.metrics and run.metric(metric) is None:
         return f"{metric} is {run.metrics[metric]}"
@@ -144,27 +208,3 @@ def _note(run: Run, metric: str) -> str:
     if run.status == "KILLED":
         return f"killed {epochs}"
     return "" if metric in run.metrics else f"finished without {metric}"
-
-
-def _reference(source: Source) -> Reference | None:
-    runs = [run for run in source.runs if run.baseline and run.kind != "retrain" and _rankable(run, source.metric)]
-    if not runs:
-        return None
-    epochs = {run.epochs for run in runs}
-    tests = [value for run in runs if (value := run.metric(source.test_metric)) is not None]
-    seconds = [value for run in runs if (value := _seconds_per_epoch(run)) is not None]
-    method = runs[0].tags.get("method", "").upper()
-    return Reference(
-        name=f"{method} baseline".strip() if len(runs) == 1 else f"{method} baseline (mean of {len(runs)})".strip(),
-        count=len(runs),
-        objective=fmean(run.metrics[source.metric] for run in runs),
-        epochs=epochs.pop() if len(epochs) == 1 else None,
-        seconds_per_epoch=fmean(seconds) if seconds else None,
-        test=fmean(tests) if tests else None,
-    )
-
-
-def _seconds_per_epoch(run: Run) -> float | None:
-    """Per epoch, so that a trial stopped early does not look cheap."""
-    seconds = run.metric(TRAIN_SECONDS)
-    return seconds / run.epochs if seconds is not None and run.epochs else None

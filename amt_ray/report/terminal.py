@@ -1,95 +1,88 @@
 """The ranked table in the terminal."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from amt_ray.report.ranking import Comparison, Row, cost
-from amt_ray.report.words import (
-    NOTHING,
-    headline,
-    is_fraction,
-    metric_name,
-    retrained_sentences,
-    short_keys,
-    show_delta,
-    show_number,
-    show_seconds,
-    show_value,
-)
+from amt_ray.report import words
+from amt_ray.report.diff import Difference
+from amt_ray.report.ranking import Comparison, Row
+from amt_ray.report.table import Column, columns
 
 WIDTH = 120
 MAX_KEYS = 5  # as many as fit beside the results; the page shows all
+MAX_ROWS = 20
 
 
 def print_ranking(console: Console, comparison: Comparison) -> None:
-    """Prints headline, ranked table and the reasons of what is unranked, at most 120 columns wide."""
+    """Prints headline, ranked table, tests and the reasons of what is unranked, at most 120 columns wide."""
     width = min(WIDTH, console.width)
-    console.print(Text(headline(comparison), style="bold"), width=width)
-    for sentence in retrained_sentences(comparison):
+    console.print(Text(words.headline(comparison), style="bold"), width=width)
+    for sentence in words.warnings(comparison):
+        console.print(Text(sentence, style="bold yellow"), width=width)
+    for sentence in words.retrained_sentences(comparison):
         console.print(Text(sentence), width=width)
     console.print(_table(comparison), width=width)
-    left = len(comparison.keys) - MAX_KEYS
-    if left > 0:
+    if (left := len(comparison.keys) - MAX_KEYS) > 0:
         console.print(Text(f"{left} more keys differ; the page shows them.", style="dim"), width=width)
-    for row in comparison.rows:
-        if row.note:
-            place = f"{row.rank}." if row.rank else "unranked:"
-            console.print(Text(f"{place} {row.run.name}: {row.note}", style="dim"), width=width)
+    if (left := len(comparison.rows) - MAX_ROWS) > 0:
+        console.print(Text(f"{left} more settings; the page and the files show them.", style="dim"), width=width)
+    if comparison.repeated:
+        console.print(Text(words.tests(comparison)), width=width)
+    for row in [row for row in comparison.rows if row.note][:MAX_ROWS]:
+        place = f"{row.rank}." if row.rank else "unranked:"
+        console.print(Text(f"{place} {row.name}: {row.note}", style="dim"), width=width)
+
+
+def print_differences(console: Console, names: tuple[str, str], differences: tuple[Difference, ...]) -> None:
+    """Prints what two runs differ in, a table a section."""
+    if not differences:
+        console.print("The two runs differ in nothing that was recorded.")
+    for section in dict.fromkeys(one.section for one in differences):
+        table = Table(title=section, title_justify="left", header_style="bold", pad_edge=False)
+        for heading in ("key", *names):
+            table.add_column(Text(heading), overflow="fold")
+        for one in differences:
+            if one.section == section:
+                table.add_row(
+                    *(Text(words.NOTHING if cell is None else cell) for cell in (one.key, one.first, one.second))
+                )
+        console.print(table, width=min(WIDTH, console.width))
 
 
 def _table(comparison: Comparison) -> Table:
-    metric = comparison.source.metric
-    table = Table(title=Text(comparison.source.title), title_justify="left", header_style="bold", pad_edge=False)
-    table.add_column("#", justify="right", no_wrap=True)
-    for name in _key_columns(comparison).values():
-        table.add_column(Text(name), overflow="fold")
-    table.add_column(Text(metric_name(metric)), justify="right", no_wrap=True)
-    table.add_column("points" if is_fraction(metric) else "difference", justify="right", no_wrap=True)
-    if comparison.tested:
-        table.add_column("test", justify="right", no_wrap=True)
-    table.add_column("epochs", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("time/base", justify="right", no_wrap=True)
-    table.add_column("images/s", justify="right", no_wrap=True)
-    for row in comparison.rows:
-        table.add_row(*_cells(comparison, row), style=_style(comparison, row))
+    shown = _shown(comparison)
+    table = Table(
+        title=Text(comparison.source.title),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in shown:
+        key = column.meaning in comparison.keys
+        table.add_column(Text(column.heading), justify="left" if key else "right", no_wrap=not key, overflow="fold")
+    for row in comparison.rows[:MAX_ROWS]:
+        table.add_row(*_cells(shown, row), style=_style(comparison, row))
     if comparison.retrained:
         table.add_section()
     for row in comparison.retrained:
-        table.add_row(*_cells(comparison, row), style="italic")
+        table.add_row(*_cells(shown, row), style="italic")
     return table
 
 
-def _cells(comparison: Comparison, row: Row) -> list[Text]:
-    metric = comparison.source.metric
-    seconds, images_per_s = cost(row.run)
-    test = [show_value(row.run.metric(comparison.source.test_metric), metric)] if comparison.tested else []
-    cells = [
-        _place(row),
-        *(row.run.params.get(key, NOTHING) for key in _key_columns(comparison)),
-        show_value(row.objective, metric),
-        "base" if row.run.baseline and row.rank else show_delta(row.delta, metric),
-        *test,
-        show_number(row.run.epochs),
-        show_seconds(seconds),
-        show_number(row.time_ratio, 2),
-        show_number(images_per_s),
-    ]
-    return [Text(cell) for cell in cells]
+def _shown(comparison: Comparison) -> list[Column]:
+    hidden = set(comparison.keys[MAX_KEYS:])
+    brief = [c for c in columns(comparison) if c.brief and not c.text and c.meaning not in hidden]
+    return brief if comparison.keys else [c for c in columns(comparison) if c.heading == "run"] + brief
 
 
-def _place(row: Row) -> str:
-    if row.run.kind == "retrain":
-        return "re"
-    return str(row.rank or NOTHING)
+def _cells(shown: list[Column], row: Row) -> list[Text]:
+    return [Text(column.of(row).shown) for column in shown]
 
 
 def _style(comparison: Comparison, row: Row) -> str:
     if row is comparison.best:
         return "bold green"
-    return "dim" if row.rank is None else "cyan" if row.run.baseline else ""
-
-
-def _key_columns(comparison: Comparison) -> dict[str, str]:
-    return short_keys(comparison.keys[:MAX_KEYS])
+    return "dim" if row.rank is None else "cyan" if row.baseline else ""

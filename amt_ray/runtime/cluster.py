@@ -1,12 +1,17 @@
-"""Connecting to Ray: a local one, or the cluster at an address."""
+"""Connecting to Ray: a local one, or the cluster at an address; and whether it can give what a run asks for."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray._private.state import state
+from ray.util.placement_group import placement_group, remove_placement_group
+from rich.console import Console
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.runtime import shared_paths
 from amt_ray.runtime.storage import storage_environment
 from amt_ray.runtime.tracking import tracking_environment
 
@@ -20,30 +25,60 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs without an evaluation report no objective
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # in a submitted job both name variables, which Ray else takes for a conflict
 }
 CACHE_VARIABLES = ("AMT_RAY_CACHE", "XDG_CACHE_HOME")
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process that a job starts
+START_ATTEMPT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_ATTEMPT_S = 30.0
+LOOK_AGAIN_S = 2.0
 
 
 @contextmanager
 def connected(experiment: Experiment) -> Iterator[None]:
-    """Ray, started here where ``ray.address`` is unset; left again (and ended, if started here) afterwards."""
+    """Ray, started here where no address is set; left again (and ended, if started here) afterwards.
+
+    Raises:
+        ConfigError: If nothing answers at the address, or a node lacks a path that all must share.
+    """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    # one try to start workers; `StartDeadline` counts the tries together
+    os.environ[START_ATTEMPT] = f"{min(START_ATTEMPT_S, experiment.ray.start_timeout_s):g}"
     if ray.is_initialized():
         yield
         return
-    variables = {k: os.environ[k] for k in (*QUIET, *CACHE_VARIABLES) if k in os.environ}
+    passed_on = (*QUIET, *CACHE_VARIABLES, START_ATTEMPT)
+    variables = {key: os.environ[key] for key in passed_on if key in os.environ}
     variables |= tracking_environment() | storage_environment()
-    ray.init(
-        address=experiment.ray.address or os.environ.get("RAY_ADDRESS"),
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": variables},
-    )
+    address = cluster_address(experiment)
     try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"a Ray cluster must answer at ray.address, got {address} ({reason}).") from error
+    try:
+        shared_paths.check(experiment)
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address(experiment: Experiment) -> str | None:
+    """Where to join Ray, or None to start one here: ``ray.address``, else ``RAY_ADDRESS``; within a job, the job's own.
+
+    Raises:
+        ConfigError: If it is the address that jobs are sent to.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if IN_JOB not in os.environ:
+        address = experiment.ray.address or address
+    if address and address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"ray.address (or RAY_ADDRESS) must be one to join, as auto or HOST:6379, got {address}: "
+            f"send the work there with amt-ray submit --address {address} ..."
+        )
+    return address
 
 
 def worker_resources(experiment: Experiment) -> dict[str, float]:
@@ -52,19 +87,70 @@ def worker_resources(experiment: Experiment) -> dict[str, float]:
     return {"CPU": wanted.cpus_per_worker} | ({"GPU": wanted.gpus_per_worker} if wanted.use_gpu else {})
 
 
-def concurrent_runs(experiment: Experiment) -> int:
-    """How many runs of this experiment fit on the cluster at once.
+def concurrent_runs(experiment: Experiment, console: Console | None = None) -> int:
+    """How many runs of this experiment fit on the cluster at once, counting nodes that it may still start.
+
+    Waits until the first fits: a cluster may have to start nodes, or be busy. A Ray that was started here does not
+    grow, so what it cannot give is told at once.
+
+    Args:
+        experiment: What is to run.
+        console: Where the waiting is told.
 
     Raises:
-        ConfigError: If not even one does.
+        ConfigError: If not even one fits within ``ray.start_timeout_s``.
     """
-    have = ray.cluster_resources()
     workers = max(experiment.ray.num_workers, 1)
+    _await_workers(experiment, workers, console)
+    have = ray.cluster_resources()
+    for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
+        have[name] = max(have.get(name, 0.0), most)
     need = {name: amount * workers for name, amount in worker_resources(experiment).items()}
-    fit = int(min(have.get(name, 0.0) / amount + 1e-9 for name, amount in need.items()))
-    if fit < 1:
-        there = {name: have.get(name, 0.0) for name in need}
-        raise ConfigError(
-            f"the cluster must have what the workers ask for, got {there} for {workers} workers of {need} in all."
-        )
-    return fit
+    return max(1, int(min(have.get(name, 0.0) / amount + 1e-9 for name, amount in need.items())))
+
+
+def _await_workers(experiment: Experiment, workers: int, console: Console | None) -> None:
+    """Return once all workers of a run could be placed together.
+
+    A placement group is asked for, since only that tells: sums over nodes mislead, and a pending group makes an
+    autoscaler start nodes.
+    """
+    each, timeout_s = worker_resources(experiment), experiment.ray.start_timeout_s
+    if cluster_address(experiment) is None and _lacks(each, workers):
+        raise ConfigError(f"{_asked(each, workers)} must fit on this machine's Ray, got {there()}.")
+    group = placement_group([each] * workers)
+    until, told = time.monotonic() + timeout_s, False
+    try:
+        while not group.wait(min(LOOK_AGAIN_S, timeout_s)):
+            if time.monotonic() >= until:
+                asked = _asked(each, workers)
+                raise ConfigError(f"{asked} must fit within ray.start_timeout_s = {timeout_s:g} s, got {there()}.")
+            if console and not told:
+                told = True
+                waiting = f"Waiting up to {timeout_s:g} s for {_asked(each, workers)}; there: {there()}"
+                console.print(waiting, highlight=False, soft_wrap=True)
+    finally:
+        remove_placement_group(group)
+
+
+def _lacks(each: Mapping[str, float], workers: int) -> bool:
+    have = ray.cluster_resources()
+    return any(have.get(name, 0.0) + 1e-9 < amount * workers for name, amount in each.items())
+
+
+def _asked(each: Mapping[str, float], workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)} of {amounts(each)}"
+
+
+def there() -> str:
+    """What the cluster has and what of it is free, in words."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    have, free = ray.cluster_resources(), ray.available_resources()
+    shown = {name: have.get(name, 0.0) for name in ("CPU", "GPU")}
+    unused = {name: free.get(name, 0.0) for name in shown}
+    return f"{amounts(shown)} on {len(nodes)} node{'s' * (len(nodes) > 1)}, free {amounts(unused)}"
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words: ``4 CPU, 1 GPU``."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

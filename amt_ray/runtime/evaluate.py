@@ -163,7 +163,7 @@ def _measure(
                     found = run_protocol(told, ranks, reporter)
             else:
                 with connected(experiment):
-                    concurrent_runs(experiment)
+                    concurrent_runs(experiment, console)
                     found = ray_train.trainer(worker, told, experiment, run_id, storage).fit().return_value
     except (KeyboardInterrupt, SystemExit):
         raise RunFailedError(f"Stopped. {again}") from None

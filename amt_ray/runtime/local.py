@@ -9,12 +9,14 @@ import torch
 
 from amt_ray import plugins
 from amt_ray.config import Attention, ConfigError, Experiment
+from amt_ray.core.blocks import recompute_activations
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.evals import Task
 from amt_ray.core.images import Augmentation
 from amt_ray.core.loop import AtRefresh, Evaluation, Pretraining
 from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
+from amt_ray.core.parallel import Whole, shard
 from amt_ray.core.ports import Ranks, Reporter
 from amt_ray.core.preview import PlanOf, montage, preview
 from amt_ray.core.probing import check_labelmaps
@@ -51,6 +53,11 @@ def build_pretraining(
     """All parts of a run, on the ranks' device."""
     data, optim, train = experiment.data, experiment.optim, experiment.train
     model = build_model(experiment).to(ranks.device)
+    if train.activation_checkpointing:
+        recompute_activations(model)
+    whole = Whole(model) if train.parallel == "fsdp" and ranks.size > 1 else None
+    if whole is not None:
+        shard(model, ranks)
     for seeded in (torch.manual_seed, np.random.seed, random.seed):
         seeded((experiment.seed * 1_000_003 + ranks.rank) % 2**32)
     optimizer = adamw(model, scaled_lr(optim.base_lr, train.batch_size), optim.weight_decay, optim.betas)
@@ -75,6 +82,8 @@ def build_pretraining(
         accumulate=train.accumulate,
         precision=train.precision,
         clip_grad=optim.clip_grad,
+        compile=train.compile,
+        whole=whole,
         seed=experiment.seed,
         about={"experiment": experiment.model_dump(mode="json")},
         extra=extra or {},
@@ -169,7 +178,7 @@ def run(
     def picture() -> bytes:
         plan = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
         shown = splits.shown[:PREVIEW_IMAGES]
-        return montage(preview(pretraining.model, splits.images, shown, plan, experiment.seed))
+        return montage(preview(pretraining.whole_model(), splits.images, shown, plan, experiment.seed))
 
     pretraining.run(
         reporter,

@@ -85,7 +85,7 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
                     _here(experiment, target, run_id, joined(storage, run_id))
                 else:
                     with connected(experiment):
-                        concurrent_runs(experiment)
+                        concurrent_runs(experiment, console)
                         ray_train.fit(experiment, target, run_id, storage)
             tracking.note_checkpoint(target, run_id, StoredCheckpoints(joined(storage, run_id)).listed()[-1].uri)
     except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into an exit

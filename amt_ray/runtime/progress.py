@@ -93,8 +93,7 @@ def following(
     """Show a run's progress of ``total`` units, read from MLflow, while the body waits for it."""
     client, stop = target.client, threading.Event()
 
-    def poll(board: Board) -> None:
-        told = client.get_run(run_id).data.tags.get(WARNING)
+    def poll(board: Board, told: str | None) -> None:
         over = False
         while not over:
             over = stop.wait(POLL_S)  # then one look more: the last warning may be of this second
@@ -109,8 +108,9 @@ def following(
             board.update(max(epoch, share), ", ".join(shown) or ("training" if share else "starting workers"))
 
     first = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
+    warned = client.get_run(run_id).data.tags.get(WARNING)
     with Board(console, title, total, first, unit) as board:
-        thread = threading.Thread(target=poll, args=(board,), daemon=True)
+        thread = threading.Thread(target=poll, args=(board, warned), daemon=True)
         thread.start()
         try:
             yield board

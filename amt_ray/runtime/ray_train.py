@@ -13,6 +13,7 @@ from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
+from amt_ray.runtime.deadline import StartDeadline
 from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.tracking import MlflowReporter, Target
@@ -110,6 +111,6 @@ def trainer(
             storage_path=joined(storage, "ray_train"),
             failure_config=FailureConfig(max_failures=wanted.max_failures),
             logging_config=LoggingConfig("ERROR"),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, StartDeadline(experiment)],
         ),
     )

@@ -21,6 +21,7 @@ from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import ledger, local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
+from amt_ray.runtime.deadline import TrialDeadline
 from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.progress import Board
 from amt_ray.runtime.schedulers import build_scheduler
@@ -208,7 +209,7 @@ def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, bo
                 storage_path=joined(storage, parent),
                 stop=BudgetStopper(book),
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-                callbacks=[watch],
+                callbacks=[watch, TrialDeadline(experiment)],
                 verbose=0,
             ),
         ).fit()

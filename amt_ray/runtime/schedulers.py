@@ -102,7 +102,9 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         if trial not in lower_quantile or not upper_quantile:
             return
         donor = self.draw.generator.choice(upper_quantile)
-        theirs = self._trial_state[donor]
+        theirs, length = self._trial_state[donor], self.book.entries[trial.config["index"]].epochs
+        if max(theirs.last_train_time, self._trial_state[trial].last_train_time) >= length:
+            return  # nothing is left to train
         point = moved(self.book.experiment, donor.config["point"], self.settings.resample, self.draw)
         clone = {"run_id": theirs.last_result["run_id"], "epoch": int(theirs.last_train_time)}
         tune_controller.pause_trial(trial, should_checkpoint=False)

@@ -137,7 +137,7 @@ def _timed(experiment: Experiment) -> Speed:
     steps = {}
     for flops in chosen:
         pretraining.epoch = _epoch_of(experiment, by_flops[flops])
-        whole = _seconds(lambda: pretraining.train_step([batch]), device)
+        whole = _seconds(lambda: pretraining.train_step([pretraining.prepared(batch)]), device)
         steps[flops] = max(whole - update, 0.1 * whole) / images
     scoring = 0.0
     if course.refreshes:

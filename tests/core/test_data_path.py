@@ -1,6 +1,7 @@
 """Sampling, decoding, data sets and scores."""
 
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from amt_ray import plugins
 from amt_ray.core.decoded import decoded
+from amt_ray.core.images import ImageArray
 from amt_ray.core.sampling import epoch_steps, hold_out, rank_share, steps_per_epoch
 
 
@@ -105,3 +107,17 @@ def test_digits__are_the_1797_images_of_scikit_learn():
     train, test = digits.split("train"), digits.split("test")
     assert (train.count, test.count, len(train.classes)) == (1438, 359, 10)
     assert train.open(0).size == (8, 8) and len(train.labels) == 1438
+
+
+def resident_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_image_array__a_set_larger_than_memory_is_read_image_by_image(tmp_path):
+    shape = (40_000, 3, 224, 224)  # 6 GB, of which the file system stores nothing
+    np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=shape)
+    before = resident_mib()
+    images = ImageArray(np.load(tmp_path / "a.npy", mmap_mode="c"), None, (0.5,) * 3, (0.5,) * 3)
+    batch = images.load(torch.randint(0, len(images), (16,)))
+    assert batch.shape == (16, 3, 224, 224) and resident_mib() - before < 100

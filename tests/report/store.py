@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from PIL import Image
 
 SEARCHED = ["masking.mask_ratio", "masking.throw_ratio", "attention.layers"]
@@ -41,18 +42,33 @@ class Store:
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(experiment, start_time=self.clock_ms, tags=all_tags, run_name=name)
-        for key, value in dict(params).items():
-            self.client.log_param(run.info.run_id, key, value)
+        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in dict(params).items()])
         return run.info.run_id
 
+    def metrics(self, run_id: str, values, step: int) -> None:
+        self.clock_ms += 1
+        self.client.log_batch(run_id, [Metric(key, value, self.clock_ms, step) for key, value in values.items()])
+
     def train(self, run_id: str, last: float, seconds: float, epochs: int = EPOCHS) -> None:
-        for epoch in range(1, epochs + 1):
-            self.client.log_metric(run_id, "train/loss", 1.0 / epoch, step=epoch)
-            self.client.log_metric(run_id, "perf/train_s", seconds * epoch / epochs, step=epoch)
-            self.client.log_metric(run_id, "perf/images_per_s", 1000.0, step=epoch)
+        rows = [
+            Metric(key, value, self.clock_ms + epoch, epoch)
+            for epoch in range(1, epochs + 1)
+            for key, value in (
+                ("train/loss", 1.0 / epoch),
+                ("perf/train_s", seconds * epoch / epochs),
+                ("perf/images_per_s", 1000.0),
+            )
+        ]
         # the peak is early and higher than the last value: only the last may count
-        self.client.log_metric(run_id, "eval/knn_top1", last + 0.05, step=max(1, epochs // 2))
-        self.client.log_metric(run_id, "eval/knn_top1", last, step=epochs)
+        rows.append(Metric("eval/knn_top1", last + 0.05, self.clock_ms, max(1, epochs // 2)))
+        rows.append(Metric("eval/knn_top1", last, self.clock_ms + 1, epochs))
+        self.client.log_batch(run_id, rows)
+
+    def text(self, run_id: str, name: str, text: str) -> None:
+        folder = self.folder / run_id
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        self.client.log_artifact(run_id, str(folder / name))
 
     def masks(self, run_id: str, colour: str) -> None:
         png = BytesIO()
@@ -118,3 +134,47 @@ def write_sweep(store: Store) -> str:
     store.masks(retrain, "green")
     store.end(retrain)
     return sweep
+
+
+SEEDS = ("0", "1", "2")
+SEED_SHIFT = {"0": 0.0, "1": 0.004, "2": -0.003}  # a seed moves every setting, so pairing is worth something
+POINTS = [("0.40", "0.20", 0.88), ("0.40", "0.40", 0.90), ("0.60", "0.20", 0.86)]  # 0.60 + 0.40 cannot be run
+FULL = "linear-fast-1+epochs=5"
+
+
+def write_seeds(store: Store) -> str:
+    """Three points and a baseline with three seeds each, with all that a run leaves behind; returns the sweep's id."""
+    experiment = store.experiment("seeds")
+    searched = json.dumps(["masking.mask_ratio", "masking.throw_ratio"])
+    sweep = store.run(experiment, "sweep", "seeds", {"sweep.metric": "eval/knn_top1"}, {"amt_ray.searched": searched})
+    mae = ("0.75", "0.0", 0.85)
+    for number, (mask, throw, last) in enumerate([mae, *POINTS]):
+        for seed in SEEDS:
+            params = params_of(mask, throw, "[-1]") | {"seed": seed, "ray.num_workers": "2", "ray.use_gpu": "true"}
+            tags = {"amt_ray.point": str(number), **({} if number else {"amt_ray.baseline": "true"})}
+            if (number, seed) == (1, "0"):
+                told = {"protocol": FULL, "run": "x", "eval/linear_top1": 0.5, "test/linear_top1": 0.77}
+                tags["amt_ray.eval.linear-fast-1"] = json.dumps(told)
+            run = store.run(experiment, "trial", f"amt {mask} {throw} seed={seed}", params, tags, sweep)
+            # what is left after the seed's shift differs by setting, so that differences vary
+            store.train(run, last + SEED_SHIFT[seed] + 0.001 * number * int(seed), 60.0)
+            store.metrics(run, {"perf/epoch_s": 2.0, "system/gpu_0_memory_usage_megabytes": 900.0}, 4)
+            store.metrics(run, {"perf/epoch_s": 2.0, "system/gpu_0_memory_usage_megabytes": 700.0}, EPOCHS)
+            store.text(run, "environment.txt", f"numpy==2.{number}\ntorch==2.11.0\n")
+            store.end(run)
+    for kind in ("warmup", "evaluate"):
+        other = store.run(experiment, kind, f"a {kind}", params_of("0.40", "0.20", "[-1]"), {}, sweep)
+        store.train(other, 0.99, 60.0)
+        store.end(other)
+    return sweep
+
+
+def write_live(store: Store) -> tuple[str, str]:
+    """Three trials, the last still running; returns the ids of the sweep and of that trial."""
+    experiment = store.experiment("live")
+    sweep = store.run(experiment, "sweep", "live", {"sweep.metric": "eval/knn_top1"}, {})
+    for point, (mask, last) in enumerate((("0.55", 0.6), ("0.35", 0.5))):
+        ended = store.run(experiment, "trial", f"amt {mask}", params_of(mask, "0.1", "[-1]"), {}, sweep)
+        store.train(ended, last, 10.0 + point)
+        store.end(ended)
+    return sweep, store.run(experiment, "trial", "amt 0.45", params_of("0.45", "0.1", "[-1]"), {}, sweep)

@@ -9,29 +9,22 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from amt_ray.report import compare
+from amt_ray.report.compare import compare
 from amt_ray.report.effects import effects, throwing_by_masking
 from amt_ray.report.ranking import rank
-from amt_ray.report.runs import newest_sweep, read_sweep
-from tests.report.store import BASELINE, EVIL, SEARCHED, TRIALS, Store, write_sweep
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    made = Store(tmp_path_factory.mktemp("store"))
-    made.sweep = write_sweep(made)
-    return made
+from amt_ray.report.store import Wanted, newest_sweep, read
+from tests.report.store import BASELINE, EVIL, SEARCHED, TRIALS
 
 
 @pytest.fixture(scope="module")
 def comparison(store):
-    return rank(read_sweep(MlflowClient(store.uri), store.sweep))
+    return rank(read(MlflowClient(store.uri), Wanted(store.sweep)))
 
 
 @pytest.fixture(scope="module")
 def page(store):
     console = Console(file=io.StringIO(), width=120)
-    path = compare(store.uri, sweep=store.sweep, out=store.folder / "report.html", console=console)
+    (path,) = compare(store.uri, sweep=store.sweep, out=[store.folder / "report.html"], console=console)
     return path.read_text(), console.file.getvalue()
 
 
@@ -48,17 +41,17 @@ def test_rank__is_by_the_last_value_and_failed_runs_come_last_with_their_reason(
 
 def test_rank__shows_only_keys_that_differ_searched_first_and_the_retrained_apart(comparison):
     assert comparison.keys[:3] == tuple(SEARCHED) and "data.name" not in comparison.keys
-    assert [row.run.kind for row in comparison.retrained] == ["retrain"]
-    assert "retrain" not in {row.run.kind for row in comparison.rows}
+    assert [row.group.kind for row in comparison.retrained] == ["retrain"]
+    assert "retrain" not in {row.group.kind for row in comparison.rows}
 
 
 def test_effects__are_means_over_the_trials_without_the_baseline(comparison):
-    found = {effect.key: {float(level.value): level for level in effect.levels} for effect in effects(comparison)[:2]}
+    found = {effect.key: {level.low: level for level in effect.levels} for effect in effects(comparison)[:2]}
     for value in {t[0] for t in TRIALS}:
         level = found["masking.mask_ratio"][float(value)]
         values = [t[3] for t in TRIALS if t[0] == value]
-        assert level.mean == pytest.approx(fmean(values)) and level.count == len(values)
-        assert (level.low, level.high) == (min(values), max(values))
+        assert level.mean == pytest.approx(fmean(values)) and len(level.rows) == len(values)
+        assert level.spread == (min(values), max(values)) and level.interval is None
 
 
 def test_heat_map__has_no_value_where_no_trial_ran(comparison):
@@ -107,12 +100,21 @@ def test_page_and_terminal__answer_first(page):
         ({"sweep": "nothing"}, "nothing"),
         ({"experiment": "nothing"}, "digits_search"),
         ({"sweep": "a", "experiment": "b"}, "both|one"),
+        ({"sweep": "a", "filter": "b"}, "only one"),
+        ({"filter": "params.x ="}, "--filter must be MLflow's"),
+        ({"filter": "params.seed = '77'"}, "at least one trial"),
+        ({"baseline": "nothing"}, "--baseline"),
     ],
 )
 def test_compare__an_unknown_name_is_one_line(store, tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message) as error:
-        compare(store.uri, out=tmp_path / "r.html", **kwargs)
+        compare(store.uri, out=[tmp_path / "r.html"], **kwargs)
     assert "\n" not in str(error.value) and not (tmp_path / "r.html").exists()
+
+
+def test_compare__a_file_of_an_unknown_kind_is_refused_before_anything_is_read(store, tmp_path):
+    with pytest.raises(ValueError, match=r"--out must end in one of \.html"):
+        compare("sqlite:////nowhere/at/all.db", out=[tmp_path / "r.pdf"])
 
 
 def test_newest_sweep__is_the_default(store):

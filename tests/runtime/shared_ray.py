@@ -17,7 +17,7 @@ def ray_in(folder):
     os.chdir(folder)
     os.environ.update(QUIET)
     os.environ["AMT_RAY_CACHE"] = str(folder / "cache")
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=True)
+    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=True)
     try:
         yield
     finally:

@@ -5,9 +5,11 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 from rich.console import Console
@@ -21,7 +23,7 @@ from amt_ray.runtime.evaluate import evaluate_all, interval, summary
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.splits import load_splits
 from amt_ray.runtime.storage import StoredCheckpoints
-from amt_ray.runtime.trained import find
+from amt_ray.runtime.trained import export, find
 from tests.core import dataset_files
 from tests.runtime.test_local import SHAPES
 from tests.tiny import tiny
@@ -126,6 +128,24 @@ def test_summary__shows_what_only_some_models_have(store, tmp_path):
     out.print(summary([results[0], dataclasses.replace(results[1], metrics=shallow)]))
     row = next(line for line in out.file.getvalue().splitlines() if "box_energy_layer_01" in line)
     assert " - " in row and "to" not in row
+
+
+def test_evaluate__files_of_every_format_give_what_their_run_gives(store, tmp_path):
+    run, told = find(store[0][0], None, None, ()), tmp_path / "e.yaml"
+    told.write_text(run.experiment.to_yaml())
+    for name in ("mae.pth", "timm.pth", "safetensors.safetensors"):
+        export(run, Path(name).stem, tmp_path / name)
+    public = torch.load(tmp_path / "mae.pth", weights_only=True)  # as the public fine-tuned files are
+    encoder = {key: value for key, value in public["model"].items() if "decoder" not in key and key != "mask_token"}
+    pooled = {key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: encoder[key] for key in encoder}
+    torch.save(
+        {"model": {**pooled, "head.weight": torch.zeros(3, 16), "head.bias": torch.zeros(3)}}, tmp_path / "f.pth"
+    )
+    files = ["mae.pth", "timm.pth", "safetensors.safetensors", "f.pth"]
+    models = [run, *(find(None, tmp_path / name, told, ()) for name in files)]
+    results = evaluate_all(models, "knn", {}, quiet(), tmp_path / "out")
+    assert all(result.metrics == results[0].metrics for result in results)
+    assert len({result.weights for result in results}) == 5 and all(r.data == results[0].data for r in results)
 
 
 def test_interval__is_that_of_students_t():

@@ -1,5 +1,6 @@
 """From a run to its weights, pictures and exported files."""
 
+import io
 import json
 import subprocess
 import sys
@@ -63,6 +64,28 @@ def test_find__says_in_a_line_what_is_wrong(told, message):
     assert "\n" not in str(caught.value)
 
 
+def test_damaged_checkpoint__is_refused_by_name_and_passed_over_with_a_warning_by_a_resumed_run(run):
+    trained = find(run[0], None, None, ())
+    weights = trained.path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    wanted = bytes(content)
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigError, match="epoch_00004 must be whole: model.safetensors must have the SHA-256"):
+        find(run[0], None, None, ())
+    told = io.StringIO()
+    pretrain(trained.experiment, Console(file=told, width=200), resume=run[0])
+    assert f"warning: the checkpoint {trained.path} is not whole and is passed over: model" in told.getvalue()
+    assert weights.read_bytes() == wanted and find(run[0], None, None, ()).path == trained.path
+
+
+def test_unwritable_storage__is_told_before_there_is_a_run(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file"
+    with pytest.raises(ConfigError, match=f"checkpoints must be writable at {place}/tiny .Not a directory."):
+        pretrain(tiny(ray__num_workers=0, ray__storage_path=str(place)), Console(quiet=True))
+
+
 def test_export__timm_gives_the_same_features_and_every_format_its_own_file(run, tmp_path):
     trained = find(run[0], None, None, ())
     said = export(trained, "timm", tmp_path / "a.pth")
@@ -101,6 +124,17 @@ def test_visualize__draws_every_layer_of_the_chosen_images(run, tmp_path):
     assert "http" not in text.replace("http-equiv", "")
     with pytest.raises(ConfigError, match=r"--images must be of 0 to 299, got \[300\]"):
         visualize(find(run[0], None, None, ()), [300], tmp_path)
+
+
+def test_visualize__says_whether_the_plan_is_drawn_from_the_scores_and_its_labels_do_not_overlap(run, tmp_path):
+    wide = ["data.image_size=[16,48]", "attention.layers=[-1,0]"]  # pictures of 37 rows, under labels of four lines
+    drawn = visualize(find(run[0], None, None, wide), [3], tmp_path)[1].read_text()
+    assert "drawn from the scores of layers 0, 1, averaged" in drawn and "what the plan is drawn from" in drawn
+    png, page = visualize(find(run[0], None, None, [*wide, "masking.strategy=random"]), [3], tmp_path)
+    text = page.read_text()
+    assert "not drawn from the scores of layers 0, 1" in text and "the plan does not use them" in text
+    with Image.open(png) as picture:
+        assert picture.height > sum([1, 2, 1, 2, 4, 3]) * 18
 
 
 def test_visualize__of_an_encoder_alone_shows_no_reconstruction(run, tmp_path):

@@ -2,9 +2,11 @@
 
 import functools
 import importlib.metadata
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from mlflow.utils.credentials import read_mlflow_creds
 
@@ -12,6 +14,7 @@ PACKAGES = ("amt-ray", "torch", "torchvision", "timm", "ray", "mlflow")
 MAX_DIFF_BYTES = 1024 * 1024
 GIT_TIMEOUT_S = 10.0
 CODE = Path(__file__).parent
+SHIPPED = CODE.parents[2] / "amt_ray_source.json"  # beside the package in a submitted job, where there is no git
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 PASSED_ON = (
     "MLFLOW_TRACKING_URI",
@@ -44,18 +47,26 @@ def tracking_environment() -> dict[str, str]:
 def environment_tags() -> dict[str, str]:
     """The versions of the packages that matter, and the git commit of the code."""
     tags = {f"version.{name.replace('-', '_')}": importlib.metadata.version(name) for name in PACKAGES}
+    return {**tags, **source()["tags"]}
+
+
+def source() -> dict[str, Any]:
+    """The code's git commit as ``tags``, and its ``changes`` since, as a patch; in a submitted job, the submitter's."""
+    if SHIPPED.exists():
+        shipped: dict[str, Any] = json.loads(SHIPPED.read_text())
+        return shipped
     commit = _git("rev-parse", "HEAD")
     if not commit:
-        return tags
+        return {"tags": {}, "changes": ""}
     dirty = bool(_git("status", "--porcelain", "-uno"))
-    tags |= {"git.commit": commit + ("+changes" if dirty else ""), "git.dirty": str(dirty).lower()}
-    return tags | {"mlflow.source.git.commit": commit}
+    tags = {"git.commit": commit + ("+changes" if dirty else ""), "git.dirty": str(dirty).lower()}
+    return {"tags": tags | {"mlflow.source.git.commit": commit}, "changes": git_diff()}
 
 
 def environment_files() -> dict[str, str]:
     """Artifacts by name: all packages' versions, and what the code differs by from its commit, if it does."""
     files = {"environment.txt": packages()}
-    if changes := git_diff():
+    if changes := source()["changes"]:
         files["git.diff"] = changes
     return files
 

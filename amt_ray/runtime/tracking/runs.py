@@ -1,5 +1,6 @@
 """The runs of an experiment: made, found again, and told what they are made of."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,18 @@ from amt_ray.runtime.tracking.status import begin
 from amt_ray.runtime.tracking.target import Target
 
 PARAMS_A_CALL = 100
+RUN_FILE = "AMT_RAY_RUN_FILE"
+RESUMABLE = ("pretrain", "sweep")
 
 
 def start_run(
     target: Target, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
 ) -> str:
-    """Create a run with its params, tags, and what it is made with (`environment_files`); returns its id."""
+    """Create a run with its params, tags, and what it is made with (`environment_files`); returns its id.
+
+    The id of a pretraining or a sweep is also written to the file that ``AMT_RAY_RUN_FILE`` names, if it names one:
+    what starts the process again reads there what to resume.
+    """
     all_tags = {"amt_ray.kind": kind, "mlflow.source.name": "amt-ray", **environment_tags(), **tags}
     if parent:
         all_tags["mlflow.parentRunId"] = parent
@@ -28,6 +35,8 @@ def start_run(
     for start in range(0, len(entries), PARAMS_A_CALL):
         target.client.log_batch(run_id, params=entries[start : start + PARAMS_A_CALL])
     log_texts(target, run_id, environment_files())
+    if kind in RESUMABLE and os.environ.get(RUN_FILE):
+        Path(os.environ[RUN_FILE]).write_text(run_id)
     return run_id
 
 

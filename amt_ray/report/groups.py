@@ -1,0 +1,107 @@
+"""Runs that differ only in the seed are one point of a comparison."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from amt_ray.report.runs import PLACES, SEED, Run, as_number
+from amt_ray.report.statistics import Summary
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting.
+
+    Attributes:
+        runs: By seed; at least one.
+    """
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """One of them, for what they have in common."""
+        return self.runs[0]
+
+    @property
+    def name(self) -> str:
+        """Their name without the seed."""
+        bare = {re.sub(r"[\s,]*\bseed[= ]\d+", "", run.name).strip() or run.name for run in self.runs}
+        return bare.pop() if len(bare) == 1 else self.first.name
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is a sweep's reference."""
+        return self.first.baseline
+
+    @property
+    def kind(self) -> str:
+        """``trial``, ``retrain`` or ``pretrain``."""
+        return self.first.kind
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs that the longest run completed."""
+        return max((run.epochs for run in self.runs if run.epochs), default=None)
+
+    def counted(self, metric: str) -> list[Run]:
+        """The runs whose value of the metric counts."""
+        return [run for run in self.runs if run.rankable(metric)]
+
+    def by_seed(self, metric: str, whole: bool = False) -> dict[str, float]:
+        """Seed -> value of the metric; of a seed that was run twice, the mean.
+
+        Args:
+            metric: Its key.
+            whole: Leave out runs that were stopped early or have not ended.
+        """
+        found: dict[str, list[float]] = {}
+        for run in self.counted(metric):
+            if not (whole and (run.stopped_early or run.status != "FINISHED")):
+                found.setdefault(run.seed, []).append(run.metrics[metric])
+        return {seed: fmean(values) for seed, values in found.items()}
+
+    def summary(self, metric: str) -> Summary | None:
+        """The metric over the seeds; None where no run has it."""
+        values = tuple(self.by_seed(metric).values())
+        return Summary(values) if values else None
+
+    def mean(self, metric: str) -> float | None:
+        """The metric's mean over the seeds."""
+        summary = self.summary(metric)
+        return summary.mean if summary else None
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """The settings, each with its runs by seed, in order of their first run."""
+    found: dict[object, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_settings(run), []).append(run)
+    return [Group(tuple(sorted(members, key=_by_seed))) for members in found.values()]
+
+
+def _by_seed(run: Run) -> tuple[bool, str | float]:
+    seed = as_number(run.seed)
+    return isinstance(seed, str), seed
+
+
+def _settings(run: Run) -> object:
+    """Equal for runs that differ only in seed and place; a run without params is like no other."""
+    if not run.params:
+        return run.run_id
+    kept = {key: as_number(value) for key, value in run.params.items() if key != SEED and key not in PLACES}
+    return run.kind, run.baseline, frozenset(kept.items())
+
+
+def differing_keys(runs: Iterable[Run], first: Sequence[str] = ()) -> tuple[str, ...]:
+    """Config keys with at least two values among the runs that have them; ``first`` lead, in their order.
+
+    The seed and the places are left out. A run that failed before its parameters were logged makes no key differ.
+    """
+    values: dict[str, set[str | float]] = {}
+    for run in runs:
+        for key, value in run.params.items():
+            values.setdefault(key, set()).add(as_number(value))
+    differing = [key for key, found in values.items() if len(found) > 1 and key != SEED and key not in PLACES]
+    return tuple([key for key in first if key in differing] + sorted(set(differing) - set(first)))

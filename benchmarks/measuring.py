@@ -1,0 +1,94 @@
+"""What the benchmarks share: turns side by side, the machine in words, the rows as JSON."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Name = TypeVar("Name")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the two flags of every benchmark."""
+    told = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told.add_argument("--quick", action="store_true", help="under two minutes on 2 cores")
+    told.add_argument("--json", type=Path, metavar="PATH", help='where to write {"rows": [...]}')
+    return told
+
+
+def device() -> str:
+    """``cuda`` where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, all that it started on a GPU included.
+
+    Args:
+        work: What is timed.
+        clock: Wall-clock time, or ``time.process_time``: what one thread takes of a machine that does other work too.
+    """
+    started = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+def in_turns(
+    works: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Name, list[float]]:
+    """Seconds of each work, ``repeats`` times in turns, so that a slow moment of a shared machine falls on all."""
+    for _ in range(warmups):
+        for work in works.values():
+            work()
+    times: dict[Name, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(seconds(work, clock))
+    return times
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median over turns of one work's seconds over another's in the same turn."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def machine() -> str:
+    """The device, the threads and torch's version, in a line."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = {line.partition(": ")[2] for line in lines if line.startswith("model name")}
+    name = ", ".join(sorted(names)) or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def table(rows: Iterable[Mapping[str, object]], columns: Mapping[str, str]) -> str:
+    """Rows as a Markdown table.
+
+    Args:
+        rows: One mapping a row; what is None is shown as -.
+        columns: Key to format (such as ``,.1f``), in order.
+    """
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in rows:
+        cells = ["-" if row.get(key) is None else format(row[key], how) for key, how in columns.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(path: Path | None, rows: list[dict[str, object]], **more: object) -> None:
+    """Keep the rows as JSON, if a path was given."""
+    if path is not None:
+        path.write_text(json.dumps({"rows": rows, "machine": machine(), **more}, indent=2) + "\n")
