@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -108,3 +109,13 @@ def test_cli__bad_usage_is_status_2(monkeypatch, capsys, words):
         main()
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(Path("experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_experiments__every_file_is_valid_and_says_what_it_asks_and_how_it_is_run(file):
+    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert all(
+        any(line.startswith(f"# {word}") for line in head) for word in ("Question", "Source", "Command", "Hardware")
+    )
+    assert any(f"experiments/{file.name}" in line for line in head) and load_experiment(file).name
+    assert not file.stem.startswith("eval_") or any(line.startswith("# Expected") for line in head)

@@ -191,6 +191,14 @@ def test_evaluate__any_protocol_measures_a_run_on_shapes(store, tmp_path, name, 
     assert f"eval/{prefix}" in result.metrics and not any(key.startswith("test/") for key in result.metrics)
 
 
+def test_evaluate__detection_runs_on_tiny_imagenets_boxes(store, tmp_path):
+    dataset_files.tiny_imagenet(tmp_path / "data")
+    overrides = [f"data={{name: tiny_imagenet, root: {tmp_path / 'data'}, image_size: 16, val_fraction: 0.4}}"]
+    settings = ("epochs=1", "channels=8", "rois=8", "proposals=8")
+    found = evaluated(store[0][:1], tmp_path, "detection-fast-1", *settings, overrides=overrides)[0].metrics
+    assert set(found) == {f"{split}/box_{name}" for split in ("eval", "test") for name in ("ap", "ap50")}
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
