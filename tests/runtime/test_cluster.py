@@ -116,6 +116,13 @@ def test_submit__ends_with_the_verbs_own_exit_status_and_message(nodes):
     assert "".join(told) == submit.output(nodes.url, job)  # each line once
 
 
+def test_status__with_another_token_is_refused_in_one_line(nodes, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    told = nodes.amt("status")
+    assert told.returncode == 2 and "must be the cluster's token, got it refused by" in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
 @pytest.mark.faults
 def test_submit__ctrl_c_ends_the_following_and_stop_the_job(nodes, file):
     words = ("pretrain", file, "--set", "ray.num_workers=4")  # more than there are, so it waits, and says so
