@@ -19,8 +19,8 @@ from amt_ray.config import Experiment
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
-from amt_ray.runtime.deadline import TrialDeadline
 from amt_ray.runtime.progress import Board
+from amt_ray.runtime.trial_deadline import TrialDeadline
 from amt_ray.space import OptunaSpace, Points, label
 
 

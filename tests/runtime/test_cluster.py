@@ -24,9 +24,10 @@ from rich.console import Console
 from amt_ray.config import ConfigError
 from amt_ray.runtime import shared_paths, submit
 from amt_ray.runtime.cluster import concurrent_runs
-from amt_ray.runtime.deadline import NoWorkersError, TrialDeadline
+from amt_ray.runtime.deadline import NoWorkersError
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.tracking.environment import source
+from amt_ray.runtime.trial_deadline import TrialDeadline
 from tests.tiny import TREE, tiny
 
 pytestmark = pytest.mark.ray
