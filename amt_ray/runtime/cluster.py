@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import ray
 from ray._private.state import state
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 
@@ -57,6 +58,10 @@ def connected(experiment: Experiment) -> Iterator[None]:
     except ConnectionError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"a Ray cluster must answer at ray.address, got {address} ({reason}).") from error
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) must be the cluster's token, got it refused by {address}."
+        ) from error
     try:
         shared_paths.check(experiment)
         yield

@@ -1,9 +1,8 @@
-"""A run that waits for nodes that do not come must end: Ray Train and Ray Tune by themselves wait for ever."""
+"""A run that waits for nodes that do not come must end: Ray Train by itself waits for ever."""
 
 import time
 from typing import Any
 
-import ray.tune
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -50,29 +49,4 @@ class StartDeadline(ControllerCallback):
         if time.monotonic() - self.waiting_since >= self.timeout_s:
             raise NoWorkersError(
                 f"{self.asked} must start within ray.start_timeout_s = {self.timeout_s:g} s, got {there()}."
-            )
-
-
-class TrialDeadline(ray.tune.Callback):
-    """Ends a sweep of which no trial has been running, though some wait, for ``ray.start_timeout_s``; in its driver."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.timeout_s = experiment.ray.start_timeout_s
-        self.asked = amounts(worker_resources(experiment))
-        self.waiting_since: float | None = None
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune has looked at its trials.
-
-        Raises:
-            NoWorkersError: If that has gone on for too long.
-        """
-        states = {trial.status for trial in trials}
-        if "RUNNING" in states or "PENDING" not in states:
-            self.waiting_since = None
-            return
-        self.waiting_since = self.waiting_since or time.monotonic()
-        if time.monotonic() - self.waiting_since >= self.timeout_s:
-            raise NoWorkersError(
-                f"a trial of {self.asked} must start within ray.start_timeout_s = {self.timeout_s:g} s, got {there()}."
             )

@@ -21,11 +21,11 @@ from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import ledger, local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
-from amt_ray.runtime.deadline import TrialDeadline
 from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.progress import Board
 from amt_ray.runtime.schedulers import build_scheduler
 from amt_ray.runtime.storage import joined
+from amt_ray.runtime.trial_deadline import TrialDeadline
 from amt_ray.runtime.watch import TrialWatch
 from amt_ray.space import label
 from amt_ray.trials import trial_experiment
@@ -159,10 +159,11 @@ def task_resources(experiment: Experiment, slots: int) -> dict[str, float]:
     """What a task's own process asks for: its worker's share; or, where Ray Train places the workers, a slot.
 
     A process that held a CPU while its workers wait for one would never end on a small machine. A slot is a share of
-    the head node's own resource, so that no more tasks start than there is room for.
+    the head node's own resource, so that no more tasks start than there is room for; a tenth is left to the helpers of
+    Ray Train, which take 0.001 each and without which no worker starts.
     """
     if experiment.ray.num_workers > 1:
-        return {"node:__internal_head__": int(10_000 / slots) / 10_000}
+        return {"node:__internal_head__": int(9_000 / slots) / 10_000}
     return worker_resources(experiment)
 
 

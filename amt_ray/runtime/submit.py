@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import requests
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import amt_ray
@@ -71,13 +72,10 @@ def reached(address: str) -> Iterator[JobSubmissionClient]:
         yield JobSubmissionClient(address)
     except UNREACHABLE as error:
         raise ConfigError(f"a Ray cluster must answer at --address, got {address} ({_short(error)}).") from error
-    except RuntimeError as error:
-        if re.search(r"\b40[13]\b|[Aa]uthenticat|[Tt]oken", str(error)):
-            raise ConfigError(
-                "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) must be set to the cluster's token, "
-                f"got it refused by {address}."
-            ) from error
-        raise
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) must be the cluster's token, got it refused by {address}."
+        ) from error
 
 
 def submit(

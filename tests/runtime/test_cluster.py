@@ -24,9 +24,10 @@ from rich.console import Console
 from amt_ray.config import ConfigError
 from amt_ray.runtime import shared_paths, submit
 from amt_ray.runtime.cluster import concurrent_runs
-from amt_ray.runtime.deadline import NoWorkersError, TrialDeadline
+from amt_ray.runtime.deadline import NoWorkersError
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.tracking.environment import source
+from amt_ray.runtime.trial_deadline import TrialDeadline
 from tests.tiny import TREE, tiny
 
 pytestmark = pytest.mark.ray
@@ -114,6 +115,13 @@ def test_submit__ends_with_the_verbs_own_exit_status_and_message(nodes):
     assert submit.follow(nodes.url, job, told.append) == 2
     assert "amt-ray: --resume must name a run of this tracking store" in "".join(told)
     assert "".join(told) == submit.output(nodes.url, job)  # each line once
+
+
+def test_status__with_another_token_is_refused_in_one_line(nodes, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    told = nodes.amt("status")
+    assert told.returncode == 2 and "must be the cluster's token, got it refused by" in told.stderr
+    assert told.stderr.count("\n") == 1
 
 
 @pytest.mark.faults
