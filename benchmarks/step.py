@@ -15,11 +15,10 @@ so that useless work does not look fast. Peak memory is that of all tensors.
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from measuring import device, in_turns, machine, parser, ratio, seconds, table, write
+from measuring import Clock, clock_of, device, in_turns, machine, parser, ratio, seconds, table, write
 from peers import PEERS, Sizes
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -31,7 +30,6 @@ from amt_ray.core.masking.random import Random
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.optim import adamw
 
-Clock = Callable[[], float]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PLANS = {"mae-0.75": Random(0.75), "amt-0.45-0.40": AMT(0.45, 0.40)}
 PATCH = {32: 4, 64: 8, 224: 16}
@@ -188,12 +186,8 @@ def main() -> None:
     told.add_argument("--batch", type=int)
     told.add_argument("--repeats", type=int)
     told.add_argument("--compile", action="store_true", help="also ours under torch.compile")
-    told.add_argument("--threads", type=int, help="of the CPU")
-    told.add_argument("--processor-time", action="store_true", help="of one thread: for a CPU that does other work too")
     args = told.parse_args()
-    clock = time.process_time if args.processor_time else time.perf_counter
-    if args.threads or args.processor_time:
-        torch.set_num_threads(args.threads or 1)
+    clock = clock_of(args)
     names = args.models or (["tiny@32", "base@224"] if args.quick else ["tiny@32", "small@64", "base@224"])
     absent = missing(args.codes)
     for code in absent:
