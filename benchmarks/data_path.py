@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import device, in_turns, machine, parser, seconds, table, write
+from measuring import Clock, clock_of, device, in_turns, machine, parser, seconds, table, write
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -30,7 +30,7 @@ SIZE, BATCH = (32, 32), 256
 GRIDS = {32: 8, 64: 8, 224: 14}
 
 
-def prepare(side: int, repeats: int) -> dict[str, object]:
+def prepare(side: int, repeats: int, clock: Clock) -> dict[str, object]:
     """Images a second of all that comes before the model, at one size."""
     where, batch, grid = device(), BATCH if side < 224 else 32, (GRIDS[side], GRIDS[side])
     pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, 3, side, side), dtype=np.uint8)
@@ -46,7 +46,7 @@ def prepare(side: int, repeats: int) -> dict[str, object]:
             noise_BN = uniform(0, 0, index, Purpose.PLAN, grid[0] * grid[1])
             strategy(crop_scores(maps[index], crops, grid).flatten(1), noise_BN=noise_BN)
 
-    taken = statistics.median(in_turns({"work": work}, repeats)["work"])
+    taken = statistics.median(in_turns({"work": work}, repeats, clock=clock)["work"])
     return {"what": f"prepare {side} px", "amt_ray": len(images) / taken, "data_loader": None, "ratio": None}
 
 
@@ -102,8 +102,9 @@ def main() -> None:
     told = parser(__doc__)
     told.add_argument("--root", type=Path)
     args = told.parse_args()
+    clock = clock_of(args)
     repeats, count = (3, 10_240) if args.quick else (5, 20_480)
-    rows = [prepare(side, repeats) for side in GRIDS]
+    rows = [prepare(side, repeats, clock) for side in GRIDS]
     more = {}
     if args.root:
         compared, more["decode_s"] = against_data_loader(args.root, repeats, count)

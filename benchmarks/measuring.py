@@ -12,14 +12,24 @@ from typing import TypeVar
 import torch
 
 Name = TypeVar("Name")
+Clock = Callable[[], float]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the two flags of every benchmark."""
+    """A parser with the flags of the benchmarks that time single calls."""
     told = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     told.add_argument("--quick", action="store_true", help="under two minutes on 2 cores")
     told.add_argument("--json", type=Path, metavar="PATH", help='where to write {"rows": [...]}')
+    told.add_argument("--threads", type=int, help="of the CPU")
+    told.add_argument("--processor-time", action="store_true", help="of one thread: for a CPU that does other work too")
     return told
+
+
+def clock_of(told: argparse.Namespace) -> Clock:
+    """The clock that was asked for; sets the threads."""
+    if told.threads or told.processor_time:
+        torch.set_num_threads(told.threads or 1)
+    return time.process_time if told.processor_time else time.perf_counter
 
 
 def device() -> str:
@@ -27,7 +37,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(work: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     """Seconds of one call, all that it started on a GPU included.
 
     Args:
@@ -45,7 +55,7 @@ def in_turns(
     works: Mapping[Name, Callable[[], object]],
     repeats: int,
     warmups: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Seconds of each work, ``repeats`` times in turns, so that a slow moment of a shared machine falls on all."""
     for _ in range(warmups):

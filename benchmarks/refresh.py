@@ -9,8 +9,8 @@ turns in one run, medians of repeats.
 import statistics
 
 import torch
+from measuring import clock_of, in_turns, machine, parser, ratio, table, write
 from measuring import device as where
-from measuring import in_turns, machine, parser, ratio, table, write
 
 from amt_ray.core.attention import Scoring
 from amt_ray.core.encoder import Encoder
@@ -36,7 +36,7 @@ def main():
     told.add_argument("--image", type=int, default=224)
     told.add_argument("--batch", type=int)
     told = told.parse_args()
-    device = where()
+    clock, device = clock_of(told), where()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     batch = told.batch or (256 if device == "cuda" else 4 if told.quick else 16)
     repeats = 5 if told.quick else 15
@@ -56,7 +56,7 @@ def main():
     works = {"plain forward": plain}
     works |= {f"layer {layer}": scored(layer) for layer in (0, depth // 2, depth - 2, depth - 1)}
     works |= {"every layer": scored(tuple(range(depth))), "rollout": scored("rollout")}
-    times = in_turns(works, repeats)
+    times = in_turns(works, repeats, clock=clock)
     rows = [
         {
             "scores": name,

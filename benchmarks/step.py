@@ -15,11 +15,10 @@ so that useless work does not look fast. Peak memory is that of all tensors.
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from measuring import device, in_turns, machine, parser, ratio, seconds, table, write
+from measuring import Clock, clock_of, device, in_turns, machine, parser, ratio, seconds, table, write
 from peers import PEERS, Sizes
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -28,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from amt_ray.core.encoder_names import encoder_sizes
 from amt_ray.core.masking.amt import AMT
 from amt_ray.core.masking.random import Random
+from amt_ray.core.methods import MethodOutput
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.optim import adamw
 
-Clock = Callable[[], float]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PLANS = {"mae-0.75": Random(0.75), "amt-0.45-0.40": AMT(0.45, 0.40)}
 PATCH = {32: 4, 64: 8, 224: 16}
@@ -73,12 +72,16 @@ class Ours(nn.Module):
     def __init__(self, sizes: Sizes, plan: str) -> None:
         super().__init__()
         self.model, self.strategy = MAE(**sizes), PLANS[plan]
+        self.called: Callable[..., MethodOutput] = self.model
+
+    def compile_step(self) -> None:
+        """As `train.compile` does: the model, not the plan's drawing."""
+        self.called = torch.compile(self.model, dynamic=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """The loss."""
         noise_BN = torch.rand(len(images), self.model.num_patches, device=images.device)
-        loss: Tensor = self.model(images, self.strategy(noise_BN, noise_BN=noise_BN)).loss
-        return loss
+        return self.called(images, self.strategy(noise_BN, noise_BN=noise_BN)).loss
 
 
 def make(code: str, sizes: Sizes, plan: str) -> nn.Module | None:
@@ -92,14 +95,13 @@ def make(code: str, sizes: Sizes, plan: str) -> nn.Module | None:
     return None
 
 
-def stepper(model: nn.Module, images: Tensor, precision: str, compiled: bool) -> Callable[[], None]:
+def stepper(model: nn.Module, images: Tensor, precision: str) -> Callable[[], None]:
     """One step of a model on its own optimizer."""
     optimizer = adamw(model, 1.5e-4, 0.05, (0.9, 0.95))
-    forward = torch.compile(model, dynamic=False) if compiled else model
 
     def step() -> None:
         with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "float32"):
-            loss = forward(images)
+            loss = model(images)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -146,13 +148,15 @@ def measure(
     models, steps = {}, {}
     for plan in PLANS:
         for code in codes:
-            torch.manual_seed(0)
-            if (made := make(code, sizes, plan)) is not None:
-                variants = (False, True) if compiled and code == "amt_ray" else (False,)
-                for variant in variants:
-                    key = (code + "+compile" * variant, plan)
-                    models[key] = made.to(where).train()
-                    steps[key] = stepper(models[key], images, precision, variant)
+            for variant in (False, True) if compiled and code == "amt_ray" else (False,):
+                torch.manual_seed(0)
+                if (made := make(code, sizes, plan)) is None:
+                    continue
+                if variant:
+                    made.compile_step()
+                key = (code + "+compile" * variant, plan)
+                models[key] = made.to(where).train()
+                steps[key] = stepper(models[key], images, precision)
     peak = product_peak(precision, where, clock)
     times = in_turns(steps, repeats, warmups=1 if where == "cpu" else 5, clock=clock)
     rows = []
@@ -188,12 +192,8 @@ def main() -> None:
     told.add_argument("--batch", type=int)
     told.add_argument("--repeats", type=int)
     told.add_argument("--compile", action="store_true", help="also ours under torch.compile")
-    told.add_argument("--threads", type=int, help="of the CPU")
-    told.add_argument("--processor-time", action="store_true", help="of one thread: for a CPU that does other work too")
     args = told.parse_args()
-    clock = time.process_time if args.processor_time else time.perf_counter
-    if args.threads or args.processor_time:
-        torch.set_num_threads(args.threads or 1)
+    clock = clock_of(args)
     names = args.models or (["tiny@32", "base@224"] if args.quick else ["tiny@32", "small@64", "base@224"])
     absent = missing(args.codes)
     for code in absent:
