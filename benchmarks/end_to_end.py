@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from measuring import device, machine, parser, table, write
@@ -54,8 +53,8 @@ def run(method: str, data: dict[str, Any], epochs: int, seed: int) -> dict[str, 
     """Train and probe; seconds of both and the accuracies."""
     reporter, started = Last(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = local.FolderCheckpoints(Path(folder))
-        local.run(experiment(method, data, epochs, seed), Solo(device()), reporter, checkpoints)
+        asked, ranks = experiment(method, data, epochs, seed), Solo(device())
+        local.run(asked, ranks, reporter, local.stored(asked, folder, ranks, reporter))
     return {**reporter.values, "seconds": time.perf_counter() - started}
 
 
