@@ -4,7 +4,6 @@ import io
 import os
 from contextlib import contextmanager
 
-import ray
 from rich.console import Console
 
 from amt_ray.runtime.cluster import QUIET
@@ -13,6 +12,8 @@ from amt_ray.runtime.cluster import QUIET
 @contextmanager
 def ray_in(folder):
     """One local Ray of two CPUs, with a working directory and a store of its own."""
+    import ray  # not before our runtime, which says how Ray authenticates
+
     before = os.getcwd()
     os.chdir(folder)
     os.environ.update(QUIET)
