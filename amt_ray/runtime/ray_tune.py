@@ -21,6 +21,7 @@ from amt_ray.config import Attention, Experiment
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import ledger, local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
+from amt_ray.runtime.groups import GivingBack, Groups, Holding
 from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.progress import Board
 from amt_ray.runtime.schedulers import build_scheduler
@@ -109,7 +110,8 @@ def run_task(config: dict[str, Any], told: dict[str, Any]) -> None:
     if base.sweep is not None and base.sweep.pbt is not None:
         experiment = experiment.override({"train.keep_checkpoints": experiment.train.epochs})
     if experiment.ray.num_workers > 1:
-        ray_train.fit(experiment, target, run_id, storage, [TuneReportCallback()], forks, origin)
+        callbacks = [TuneReportCallback(), Holding(told["groups"], run_id)]
+        ray_train.fit(experiment, target, run_id, storage, callbacks, forks, origin)
         return
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
     ranks, teller = Solo("cuda" if experiment.ray.use_gpu else "cpu"), Teller(run_id)
@@ -171,7 +173,10 @@ def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, bo
     """Run what the book has; returns when all of it is over, the budget is spent, or the sweep was interrupted."""
     experiment, sweep = book.experiment, book.sweep
     slots = concurrent_runs(experiment)
+    groups = Groups.remote() if experiment.ray.num_workers > 1 else None  # type: ignore[attr-defined]
+    giving_back = [GivingBack(groups)] if groups is not None else []
     told = {
+        "groups": groups,
         "experiment": experiment.model_dump(mode="json"),
         "target": asdict(target),
         "parent": parent,
@@ -210,10 +215,12 @@ def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, bo
                 storage_path=joined(storage, parent),
                 stop=BudgetStopper(book),
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-                callbacks=[watch, TrialDeadline(experiment)],
+                callbacks=[watch, TrialDeadline(experiment), *giving_back],
                 verbose=0,
             ),
         ).fit()
     finally:
+        for callback in giving_back:
+            callback.give_all_back()
         watch.note_spending()
         os.environ.pop("TUNE_MAX_PENDING_TRIALS_PG", None)
