@@ -26,13 +26,13 @@ from tests.tiny import tiny
 
 class Recorder(Silent):
     def __init__(self):
-        self.values, self.images = {}, {}
+        self.values, self.files = {}, {}
 
     def metrics(self, values, epoch):
         self.values[epoch] = dict(values)
 
-    def image(self, name, png):
-        self.images[name] = png
+    def file(self, name, content):
+        self.files[name] = content
 
 
 class KilledIn(Silent):
@@ -92,7 +92,7 @@ def test_run__reports_every_epoch_and_evaluates_when_due(uninterrupted):
         assert ("perf/refresh_s" in values) == (epoch in (2, 4))
     assert recorder.values[4]["train/loss"] < recorder.values[1]["train/loss"]
     assert recorder.values[4]["eval/knn_top1"] > 0.3
-    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")
+    assert recorder.files["figures/masks.png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("epoch", [2, 4])
@@ -297,4 +297,4 @@ def test_run__trains_through_the_switch(tmp_path, change):
     after = recorder.values[3]
     assert after["train/loss"] < recorder.values[1]["train/loss"] * 1.2 and after["eval/knn_top1"] > 0.15
     assert ("perf/refresh_s" in after) == (change != "block")
-    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")
+    assert recorder.files["figures/masks.png"].startswith(b"\x89PNG")

@@ -374,7 +374,7 @@ def test_server__gone_for_good_leaves_all_on_disk_for_another_process_to_deliver
     with caplog.at_level(logging.WARNING), tracking.run_status(target, run_id):
         report = reporter(target, run_id)
         epochs(report, range(1, 11))
-        report.image("figures/masks.png", b"png")
+        report.file("figures/masks.png", b"png")
         assert report.close(0.5) == 11
         with pytest.raises(HeldError):  # control: the driver's part is still held
             Outbox(target.outbox_folder(run_id) / "driver")
