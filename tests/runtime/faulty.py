@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -56,3 +57,24 @@ class Faulty(MAE):
             return
         if self.what != "tell":
             os.kill(os.getpid(), signal.SIGKILL if self.what == "kill" else signal.SIGSTOP)
+
+
+def passes(folder):
+    """Time and process of each training pass of any worker."""
+    lines = (folder / "passes").read_text().splitlines() if (folder / "passes").exists() else []
+    return [(float(moment), int(pid)) for moment, pid in map(str.split, lines)]
+
+
+def when_struck(folder, act):
+    """In the background, do something to the process that was struck, as soon as it is."""
+
+    def wait():
+        for _ in range(1200):
+            if (folder / "struck").exists() and (pid := (folder / "struck").read_text()):
+                act(int(pid))
+                return
+            time.sleep(0.1)
+
+    watcher = threading.Thread(target=wait, daemon=True)
+    watcher.start()
+    return watcher

@@ -21,6 +21,7 @@ from amt_ray.core.ports import ProcessGroup
 from amt_ray.runtime import cluster, ray_train
 from amt_ray.runtime.pretrain import pretrain, recorded_experiment
 from amt_ray.runtime.storage import StoredCheckpoints
+from tests.runtime.faulty import passes, when_struck
 from tests.runtime.shared_ray import nodes_in, quiet, steps
 from tests.runtime.test_local import equal_states, train
 from tests.tiny import tiny
@@ -70,27 +71,6 @@ def uninterrupted(tmp_path_factory):
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         torch.multiprocessing.spawn(_rank, (folder,), nprocs=WORKERS)
     return read_weights(StoredCheckpoints(folder / "run").latest())[0]
-
-
-def passes(folder):
-    """Time and process of each training pass of any worker."""
-    lines = (folder / "passes").read_text().splitlines() if (folder / "passes").exists() else []
-    return [(float(moment), int(pid)) for moment, pid in map(str.split, lines)]
-
-
-def when_struck(folder, act):
-    """In the background, do something to the process that was struck, as soon as it is."""
-
-    def wait():
-        for _ in range(1200):
-            if (folder / "struck").exists() and (pid := (folder / "struck").read_text()):
-                act(int(pid))
-                return
-            time.sleep(0.1)
-
-    watcher = threading.Thread(target=wait, daemon=True)
-    watcher.start()
-    return watcher
 
 
 def node_of(nodes, pid):
