@@ -15,7 +15,7 @@ class Faulty(MAE):
     Args:
         at: ``train 9``: what happens does so in the ninth training pass of one of the processes; ``score 5``: in its
             fifth scoring pass.
-        what: ``kill``: the process dies; ``stop``: it stands still; ``tell``: nothing.
+        what: ``KILL``, ``TERM``, ``STOP``: the signal that the process gets; ``tell``: none.
         folder: Where the process writes its id (``struck``) just before, which makes it happen only once, and every
             process a line for each training pass (``passes``).
         pause_s: Sleep in each training pass.
@@ -23,7 +23,7 @@ class Faulty(MAE):
 
     def __init__(
         self, img_size, patch_size, embed_dim, depth, num_heads, decoder_embed_dim, decoder_depth, decoder_num_heads,
-        mlp_ratio, norm_pix_loss, at="", what="kill", folder="", pause_s=0.0,
+        mlp_ratio, norm_pix_loss, at="", what="KILL", folder="", pause_s=0.0,
     ):  # fmt: skip
         super().__init__(
             img_size, patch_size, 3, embed_dim, depth, num_heads, decoder_embed_dim, decoder_depth, decoder_num_heads,
@@ -56,7 +56,7 @@ class Faulty(MAE):
         except FileExistsError:
             return
         if self.what != "tell":
-            os.kill(os.getpid(), signal.SIGKILL if self.what == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), signal.Signals[f"SIG{self.what}"])
 
 
 def passes(folder):

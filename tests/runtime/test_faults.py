@@ -127,14 +127,14 @@ def check(nodes, folder, run_id, weights=None, lost_epochs=1):
     print(f"\n{run.data.params['name']}: {took} from the fault to the next step of new workers")
 
 
-@pytest.mark.parametrize("at", ["train 9", "score 5"])
-def test_worker__killed_in_an_epoch_or_a_refresh_is_replaced(nodes, uninterrupted, at):
-    folder, experiment = faulty(nodes, f"worker_{at[:5]}", at=at)
+@pytest.mark.parametrize(("at", "what"), [("train 9", "KILL"), ("score 5", "KILL"), ("train 9", "TERM")])
+def test_worker__ended_in_an_epoch_or_a_refresh_is_replaced(nodes, uninterrupted, at, what):
+    folder, experiment = faulty(nodes, f"worker_{at[:5]}_{what}", at=at, what=what)
     check(nodes, folder, pretrain(experiment, quiet()), uninterrupted)
 
 
 def test_straggler__is_waited_for(nodes, uninterrupted):
-    folder, experiment = faulty(nodes, "straggler", at="train 9", what="stop")
+    folder, experiment = faulty(nodes, "straggler", at="train 9", what="STOP")
 
     def go_on_later(pid):
         time.sleep(5)
@@ -235,3 +235,19 @@ def test_driver__that_is_killed_leaves_no_worker_and_its_run_goes_on(nodes, unin
     run, run_id = goes_on(nodes, name)
     assert run.info.status == status
     check(nodes, folder, run_id, uninterrupted)
+
+
+def test_head__that_is_lost_ends_the_driver_and_a_new_cluster_goes_on(nodes, uninterrupted):
+    """The last test of this cluster."""
+    folder, experiment = faulty(nodes, "head", at="train 15", what="tell")
+    process = driver(nodes, experiment, folder)
+    when_struck(folder, lambda pid: None).join(120)
+    ray.shutdown()
+    nodes.close()
+    assert process.wait(200) != 0
+    with nodes_in(nodes.folder, head_cpus=0, others=WORKERS) as again:
+        ray.init(again.cluster.address, _node_ip_address="127.0.0.2", log_to_driver=False, logging_level="ERROR")
+        run, run_id = goes_on(again, "head")
+        assert run.info.status in ("RUNNING", "FAILED")
+        check(again, folder, run_id, uninterrupted)
+        ray.shutdown()

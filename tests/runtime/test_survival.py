@@ -79,7 +79,7 @@ def check(client, name, weights):
 )
 def test_process__that_is_ended_loses_at_most_an_epoch(folder, uninterrupted, at, number, status):
     name = f"{at[:5]}_{number.name}"
-    told, experiment = faulty(folder, name, at, "kill" if number == signal.SIGKILL else "tell")
+    told, experiment = faulty(folder, name, at, "KILL" if number == signal.SIGKILL else "tell")
     (told / "x.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
