@@ -243,6 +243,8 @@ class Train(Section):
     ``keep_checkpoints``: the newest ones; the best by the first probe (in a sweep, by its metric) stays as well.
     ``parallel: fsdp`` cuts weights, gradients and optimizer state into a shard a worker; ``activation_checkpointing``
     keeps only the inputs of the blocks for the backward pass; ``compile``: torch.compile of the training step.
+    ``on_nan``: what a loss that is not finite does: end the run, or lead back to the newest checkpoint with the
+    learning rate halved from there on (three times at most).
     """
 
     epochs: int = Field(100, ge=1)
@@ -253,6 +255,7 @@ class Train(Section):
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     keep_checkpoints: int = Field(2, ge=1)
+    on_nan: Literal["stop", "roll_back"] = "stop"
 
 
 class Eval(Section):
@@ -290,9 +293,13 @@ class Ray(Section):
     S3 server of one's own as ``s3://bucket/...?endpoint_override=http://host:9000``.
 
     ``start_timeout_s`` is how long workers may wait for nodes: at the start, and after a node was lost.
+
+    ``min_workers``: with how few the run starts, and goes on when nodes are lost, until there are ``num_workers``. The
+    global batch, its images, crops and plans stay the same; fewer workers accumulate more.
     """
 
     num_workers: int = Field(1, ge=0)
+    min_workers: int | None = Field(None, ge=1)
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(1.0, gt=0)
@@ -300,6 +307,19 @@ class Ray(Section):
     storage_path: str = "runs"
     address: str | None = None
     start_timeout_s: float = Field(600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _least(self) -> "Ray":
+        if self.min_workers is not None and self.min_workers > max(self.num_workers, 1):
+            raise ValueError(
+                f"ray.min_workers must be at most ray.num_workers, got {self.min_workers} of {self.num_workers}."
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Without so many a run does not start."""
+        return self.min_workers or max(self.num_workers, 1)
 
 
 class Tracking(Section):

@@ -9,12 +9,19 @@ import torch
 
 import amt_ray.runtime  # noqa: F401  (sets Ray's authentication before Ray is imported)
 
-BY_HAND = ("slurm", "postgres", "faults")  # a minute or more each: run by pytest -m slurm, ...
+BY_HAND = ("slurm", "postgres")  # a minute or more each: run by pytest -m slurm, ...; and so faults(slow=True)
 
 
 def pytest_collection_modifyitems(config, items):
-    left_out = [name for name in BY_HAND if name not in config.getoption("markexpr")]
-    skipped = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    asked = config.getoption("markexpr")
+
+    def left_out(item):
+        if any(item.get_closest_marker(name) and name not in asked for name in BY_HAND):
+            return True
+        slow = any(mark.kwargs.get("slow") for mark in item.iter_markers("faults"))
+        return slow and "faults" not in asked
+
+    skipped = [item for item in items if left_out(item)]
     if skipped:
         config.hook.pytest_deselected(items=skipped)
         items[:] = [item for item in items if item not in skipped]

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,16 +29,17 @@ from amt_ray.core.geometry import Crops, crop_scores, released_corner
 from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.masking import MaskingStrategy
 from amt_ray.core.noise import Purpose, permutation, uniform
-from amt_ray.core.parallel import Whole, averaging, load_optimizer, load_weights, whole_state, wrapped
+from amt_ray.core.parallel import Whole, averaging, checksum, load_optimizer, load_weights, whole_state, wrapped
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
 from amt_ray.core.prefetch import Waits, ahead
-from amt_ray.core.sampling import MicroBatch, epoch_steps, equal_share, steps_per_epoch
+from amt_ray.core.sampling import MicroBatch, epoch_steps, equal_share, step_images, steps_per_epoch
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.score_store import ScoreStore
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROGRESS_EVERY_S = 2.0
+NAMED_IMAGES = 8
 
 Evaluation = Callable[[Encoder, bool], Mapping[str, float]]
 AtRefresh = Callable[[Encoder], Mapping[str, float]]
@@ -58,7 +60,7 @@ class Prepared(NamedTuple):
 
 
 class NotFiniteError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, or a weight, is no longer a number."""
 
 
 @dataclass
@@ -88,6 +90,8 @@ class Pretraining:
         prefetch: Whether the next step's batch is made in a thread during this step; None: where the device is not the
             CPU, whose cores the step itself keeps busy.
         whole: For a sharded model: makes it whole.
+        roll_backs: How often a loss that is not finite leads back to the newest checkpoint, with the learning rate
+            halved from there on; else it ends the run.
         seed: Seed of the order, the crops and the plans.
         ranks: The processes that train together.
         about: Kept in the weights' metadata.
@@ -114,6 +118,7 @@ class Pretraining:
     compile: bool = False
     prefetch: bool | None = None
     whole: Whole | None = None
+    roll_backs: int = 0
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -149,11 +154,14 @@ class Pretraining:
         """Take up a checkpoint.
 
         Raises:
-            ValueError: If it is of another data set.
-            RuntimeError: If it is of another model.
+            ValueError: If it is of another model or data set.
         """
         weights, _ = read_weights(folder)
-        load_weights(self.model, weights)
+        try:
+            load_weights(self.model, weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise ValueError(f"a checkpoint to go on from must be of this model, got {folder} ({first})") from error
         state = read_training(folder)
         load_optimizer(self.optimizer, state["optimizer"])
         self.epoch, self.train_s, self.history = state["epoch"], state["train_s"], state.get("history", {})
@@ -276,41 +284,80 @@ class Pretraining:
         """One pass over the training images.
 
         Raises:
-            NotFiniteError: If the mean loss of the epoch is not finite; nothing of the epoch is kept.
+            NotFiniteError: If the loss of a step, or a weight at the end, is not finite; nothing of the epoch is kept.
+                That is looked at once an epoch, so that no step waits for it.
         """
         self.model.train()
         self._whole_model = None
         started = spoke = time.monotonic()
         order = permutation(self.seed, self.epoch, self.train_index)
-        loss_sum = torch.zeros((), device=self.ranks.device)
-        lr = 0.0
+        losses = torch.zeros(self.steps_per_epoch, device=self.ranks.device)  # of each step, over its images
+        lr_of = []
         steps = epoch_steps(order, self.batch_size, self.ranks.rank, self.ranks.size, self.accumulate)
         overlap = self.ranks.device.type != "cpu" if self.prefetch is None else self.prefetch
         stream = itertools.chain.from_iterable(steps)
         batches = Waits(ahead(self.prepared, stream) if overlap else map(self.prepared, stream))
         for step in range(self.steps_per_epoch):
             self.lr_schedule.step_update(self.epoch * self.steps_per_epoch + step)
-            lr = self.optimizer.param_groups[0]["lr"]
-            loss_sum += self.train_step(itertools.islice(batches, self.accumulate))
+            lr_of.append(self.optimizer.param_groups[0]["lr"])
+            losses[step] = self.train_step(itertools.islice(batches, self.accumulate))
             if time.monotonic() - spoke > PROGRESS_EVERY_S:
                 spoke = time.monotonic()
                 reporter.progress(self.epoch, (step + 1) / self.steps_per_epoch)
-        loss = float(self.ranks.sum(loss_sum)) / len(order)
-        if not torch.isfinite(torch.tensor(loss)):
-            raise NotFiniteError(
-                f"the loss must stay finite, got {loss} in epoch {self.epoch + 1} at learning rate {lr:.3g}; "
-                f"the checkpoint of epoch {self.epoch} is whole. A lower optim.base_lr or optim.clip_grad may help."
-            )
+        *sums, weights = self.ranks.sum(torch.cat([losses, checksum(self.model).view(1)])).tolist()
+        wrong = [step for step, value in enumerate(sums) if not math.isfinite(value)]
+        if wrong or not math.isfinite(weights):
+            step = wrong[0] if wrong else len(sums) - 1
+            got = f"the loss must stay finite, got {sums[step]}" if wrong else "weights must stay finite, got others"
+            raise self._not_finite(got, order, step, lr_of[step], reporter)
         epoch_s = time.monotonic() - started
         self.train_s += epoch_s
         return {
-            "train/loss": loss,
-            "train/lr": lr,
+            "train/loss": math.fsum(sums) / len(order),
+            "train/lr": lr_of[-1],
             "perf/images_per_s": len(order) / epoch_s,
             "perf/epoch_s": epoch_s,
             "perf/data_wait_share": batches.waited_s / epoch_s,
             "perf/train_s": self.train_s,
+            "perf/workers": self.ranks.size,
         }
+
+    def _not_finite(self, got: str, order: Tensor, step: int, lr: float, reporter: Reporter) -> NotFiniteError:
+        """The error that names the images of the step, all of which are recorded in a file."""
+        images = step_images(order, self.batch_size, step).tolist()
+        before = step_images(order, self.batch_size, step - 1).tolist() if step else []
+        told = {"epoch": self.epoch + 1, "step": step, "lr": lr, "images": images, "images_of_step_before": before}
+        name = f"not_finite/epoch_{self.epoch + 1:05d}.json"
+        reporter.file(name, json.dumps(told).encode())
+        shown = ", ".join(map(str, images[:NAMED_IMAGES])) + (", ..." if len(images) > NAMED_IMAGES else "")
+        kept = f"the checkpoint of epoch {self.epoch} is whole" if self.epoch else "there is no checkpoint yet"
+        return NotFiniteError(
+            f"{got} in epoch {self.epoch + 1} at step {step + 1} of {self.steps_per_epoch}, of images {shown} ({name} "
+            f"has all), at learning rate {lr:.3g}; {kept}. A lower optim.base_lr or optim.clip_grad may help."
+        )
+
+    def roll_back(self, error: NotFiniteError, reporter: Reporter, checkpoints: Checkpoints) -> None:
+        """Go back to the newest checkpoint, with half the learning rate from there on; every rank calls it.
+
+        The halving is kept in the optimizer's state, where timm's schedules look for it, and so in the checkpoints.
+
+        Raises:
+            NotFiniteError: The error, if that has been done ``roll_backs`` times, or there is no checkpoint.
+        """
+        halvings = round(-math.log2(self.lr_scale)) + 1
+        folder = checkpoints.latest() if halvings <= self.roll_backs else None
+        if folder is None:
+            raise error
+        self.resume(folder)
+        for group in self.optimizer.param_groups:
+            group["lr_scale"] = 0.5**halvings
+        to = f"to epoch {self.epoch}, from where on the learning rate is {self.lr_scale:g} of the schedule's"
+        reporter.warning(f"{error} Roll-back {halvings} of {self.roll_backs}, {to}.")
+
+    @property
+    def lr_scale(self) -> float:
+        """What the schedule's learning rate is multiplied with."""
+        return float(self.optimizer.param_groups[0].get("lr_scale", 1.0))
 
     def run(
         self,
@@ -336,6 +383,9 @@ class Pretraining:
             forks: Given, training ends at the last of these epochs: others go on from there. For each epoch, what they
                 score first; the checkpoint of the epoch holds it.
             replay: Whether to record the metrics of earlier epochs again; not where they are another run's.
+
+        Raises:
+            NotFiniteError: If the loss is not finite and ``roll_backs`` did not help; the checkpoints are intact.
         """
         if (folder := checkpoints.latest()) is not None:
             self.resume(folder)
@@ -350,7 +400,13 @@ class Pretraining:
                     metrics["perf/refresh_s"] = time.monotonic() - started
                     self.train_s += metrics["perf/refresh_s"]
                 metrics |= at_refresh(self.whole_model()) if at_refresh is not None else {}
-            metrics |= self.train_epoch(reporter)
+            try:
+                metrics |= self.train_epoch(reporter)
+            except NotFiniteError as error:
+                self.roll_back(error, reporter, checkpoints)
+                continue
+            if self.lr_scale != 1.0:
+                metrics["train/lr_scale"] = self.lr_scale
             last = self.schedule.is_last(self.epoch)
             if evaluate is not None and self.schedule.eval_due(self.epoch):
                 started = time.monotonic()
@@ -362,5 +418,5 @@ class Pretraining:
             if last and picture is not None:
                 self.whole_model()  # every rank has a part in it
             if last and picture is not None and self.ranks.rank == 0:
-                reporter.image("figures/masks.png", picture())
+                reporter.file("figures/masks.png", picture())
             self.save(checkpoints, {"epoch": self.epoch, **metrics}, (forks or {}).get(self.epoch, ()))

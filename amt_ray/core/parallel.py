@@ -64,6 +64,12 @@ def whole_state(tree: Any) -> Any:
     return [whole_state(value) for value in tree] if isinstance(tree, list) else tree
 
 
+def checksum(model: nn.Module) -> Tensor:
+    """The sum of this rank's part of the weights, on their device: finite only where all of them are."""
+    parts = [part.to_local() if isinstance(part, DTensor) else part for part in model.parameters()]
+    return torch.stack([part.detach().float().sum() for part in parts]).sum()
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a whole state dict into a model, sharded or not."""
     own = model.state_dict()

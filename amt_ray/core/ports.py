@@ -50,8 +50,8 @@ class Reporter(Protocol):
         """Tell that ``share`` of the epoch after ``epoch`` completed ones is done."""
         ...
 
-    def image(self, name: str, png: bytes) -> None:
-        """Record a picture."""
+    def file(self, name: str, content: bytes) -> None:
+        """Record a picture, or what is too long for a line."""
         ...
 
     def warning(self, line: str) -> None:
@@ -159,7 +159,7 @@ class Silent:
     def progress(self, epoch: int, share: float) -> None:
         """Nothing."""
 
-    def image(self, name: str, png: bytes) -> None:
+    def file(self, name: str, content: bytes) -> None:
         """Nothing."""
 
     def warning(self, line: str) -> None:

@@ -28,6 +28,13 @@ def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
     return math.ceil(num_images / global_batch_size)
 
 
+def step_images(order_n: Tensor, global_batch_size: int, step: int) -> Tensor:
+    """The images of a step, over all ranks; the steps of an epoch are as equal as can be."""
+    n = len(order_n)
+    steps = steps_per_epoch(n, global_batch_size)
+    return order_n[step * n // steps : (step + 1) * n // steps]
+
+
 def epoch_steps(
     order_n: Tensor, global_batch_size: int, rank: int = 0, size: int = 1, accumulate: int = 1
 ) -> Iterator[list[MicroBatch]]:
@@ -50,7 +57,7 @@ def epoch_steps(
     steps = steps_per_epoch(n, global_batch_size)
     width = math.ceil(math.ceil(n / steps) / (size * accumulate))
     for step in range(steps):
-        chosen = order_n[step * n // steps : (step + 1) * n // steps]
+        chosen = step_images(order_n, global_batch_size, step)
         slots = torch.arange(size * accumulate * width).reshape(size, accumulate, width)[rank]
         weights = (slots < len(chosen)).float() * (size / len(chosen))
         yield [

@@ -106,7 +106,7 @@ def concurrent_runs(experiment: Experiment, console: Console | None = None) -> i
         ConfigError: If not even one fits within ``ray.start_timeout_s``.
     """
     workers = max(experiment.ray.num_workers, 1)
-    _await_workers(experiment, workers, console)
+    _await_workers(experiment, experiment.ray.least_workers, console)
     have = ray.cluster_resources()
     for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
         have[name] = max(have.get(name, 0.0), most)

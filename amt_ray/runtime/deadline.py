@@ -29,7 +29,7 @@ class StartDeadline(ControllerCallback):
 
     def __init__(self, experiment: Experiment) -> None:
         self.timeout_s = experiment.ray.start_timeout_s
-        self.asked = f"{experiment.ray.num_workers} workers of {amounts(worker_resources(experiment))}"
+        self.asked = f"{experiment.ray.least_workers} workers of {amounts(worker_resources(experiment))}"
         self.waiting_since: float | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to the core's objects, run in this process: what every worker and trial does."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from amt_ray.runtime.splits import Splits, load_splits
 from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched
 
 PREVIEW_IMAGES = 8
+ROLL_BACKS = 3
 BOX_IMAGES = 1024  # enough for a mean within about 2% of its value, at a small part of a refresh
 
 
@@ -62,6 +64,8 @@ def build_pretraining(
         seeded((experiment.seed * 1_000_003 + ranks.rank) % 2**32)
     optimizer = adamw(model, scaled_lr(optim.base_lr, train.batch_size), optim.weight_decay, optim.betas)
     steps = steps_per_epoch(len(splits.index), train.batch_size)
+    # of fewer workers than planned each takes more micro-batches, of the size that is known to fit its memory
+    micro_batches = max(experiment.ray.num_workers, 1) * train.accumulate
     return Pretraining(
         model=model,
         images=splits.images,
@@ -79,11 +83,12 @@ def build_pretraining(
         lr_schedule=cosine_schedule(optimizer, train.epochs * steps, optim.warmup_epochs * steps, optim.min_lr),
         batch_size=train.batch_size,
         ranks=ranks,
-        accumulate=train.accumulate,
+        accumulate=math.ceil(micro_batches / ranks.size),
         precision=train.precision,
         clip_grad=optim.clip_grad,
         compile=train.compile,
         whole=whole,
+        roll_backs=ROLL_BACKS if train.on_nan == "roll_back" else 0,
         seed=experiment.seed,
         about={"experiment": experiment.model_dump(mode="json")},
         extra=extra or {},

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -97,12 +98,15 @@ def following(
         over = False
         while not over:
             over = stop.wait(POLL_S)  # then one look more: the last warning may be of this second
-            run = client.get_run(run_id)
+            try:
+                run, points = client.get_run(run_id), client.get_metric_history(run_id, "train/loss")
+            except (MlflowException, OSError):  # a server that is away stops no training
+                continue
             values = run.data.metrics
             if run.data.tags.get(WARNING) != told:
                 told = run.data.tags[WARNING]
                 board.say(f"  warning: {told}")
-            epoch = max((point.step for point in client.get_metric_history(run_id, "train/loss")), default=0)
+            epoch = max((point.step for point in points), default=0)
             share = float(run.data.tags.get("amt_ray.progress", "0"))
             shown = [f"{key} {values[key]:.4g}" for key in ("train/loss", "eval/knn_top1") if key in values]
             board.update(max(epoch, share), ", ".join(shown) or ("training" if share else "starting workers"))

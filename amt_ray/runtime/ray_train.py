@@ -10,6 +10,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from amt_ray.config import Attention, Experiment
+from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
 from amt_ray.runtime.cluster import worker_resources
@@ -18,14 +19,21 @@ from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.tracking import MlflowReporter, Target
 
+RESIZE_EVERY_S = 60.0
+
 
 def report(epoch: int, metrics: Mapping[str, float], uri: str) -> None:
     """Tell Ray Train of an epoch; all ranks meet here. The checkpoint itself is none of Train's concern."""
     ray.train.report({**metrics, "epoch": epoch})
 
 
-def train_worker(told: dict[str, Any]) -> None:
-    """One worker's part of a run."""
+def train_worker(told: dict[str, Any]) -> str | None:
+    """One worker's part of a run.
+
+    Returns:
+        What is wrong where the loss is not finite. Raised here, it would be tried again on new workers, which would
+        only find the same: retries are for machines that fail.
+    """
     experiment, target = Experiment.model_validate(told["experiment"]), Target(**told["target"])
     ranks, extra = ProcessGroup(get_device()), {"mlflow_run_id": told["run_id"]}
     forks = told["forks"] and {e: [Attention.model_validate(a) for a in some] for e, some in told["forks"].items()}
@@ -39,9 +47,13 @@ def train_worker(told: dict[str, Any]) -> None:
 
     with MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else nullcontext(Silent()) as reporter:
         checkpoints = local.stored(experiment, told["place"], ranks, reporter, after)
-        history = local.run(experiment, ranks, reporter, checkpoints, extra, forks, origin)
+        try:
+            history = local.run(experiment, ranks, reporter, checkpoints, extra, forks, origin)
+        except NotFiniteError as error:
+            return str(error)
     if history and not reported:  # all was trained before, and whoever waits for a report has not heard of it
         after(max(history), history[max(history)])
+    return None
 
 
 def fit(
@@ -68,6 +80,7 @@ def fit(
 
     Raises:
         ray.train.TrainingFailedError: If the run failed more often than ``ray.max_failures``.
+        NotFiniteError: If the loss is not finite.
     """
     told: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json"),
@@ -77,7 +90,9 @@ def fit(
         "forks": forks and {e: [a.model_dump(mode="json") for a in some] for e, some in forks.items()},
         "origin": origin and asdict(origin),
     }
-    trainer(train_worker, told, experiment, run_id, storage, callbacks).fit()
+    result = trainer(train_worker, told, experiment, run_id, storage, callbacks).fit()
+    if result.return_value is not None:
+        raise NotFiniteError(result.return_value)
 
 
 def trainer(
@@ -88,7 +103,7 @@ def trainer(
     storage: str,
     callbacks: Sequence[Any] = (),
 ) -> TorchTrainer:
-    """``work(told)`` on each of ``ray.num_workers`` workers.
+    """``work(told)`` on each of ``ray.num_workers`` workers, or of fewer where ``ray.min_workers`` allows it.
 
     Args:
         work: What a worker does.
@@ -104,7 +119,10 @@ def trainer(
         train_loop_config=dict(told),
         torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker_resources(experiment)
+            num_workers=(wanted.min_workers, wanted.num_workers) if wanted.min_workers else wanted.num_workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker=worker_resources(experiment),
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=RunConfig(
             name=run_id,

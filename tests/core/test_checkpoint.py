@@ -76,6 +76,7 @@ def test_checkpoint__a_write_that_fails_half_way_leaves_no_file_of_the_final_nam
     assert not (tmp_path / WEIGHTS).exists() and not (tmp_path / TRAINING).exists()
 
 
+@pytest.mark.faults
 def test_checkpoint__a_failed_write_over_an_older_one_keeps_the_older_one(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, STATE, {"epoch": 1}, ABOUT)
 

@@ -60,6 +60,7 @@ def damaged(whole, kind):
     return {"empty": b"", "text": b"no image", "cut": whole[:middle], "damaged": flipped}[kind]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "damaged"])
 def test_decoded__a_corrupt_image_is_named_and_mending_it_is_enough(folder, tmp_path, kind):
     path = folder / "3.png"
@@ -78,6 +79,7 @@ def save_cut(path, format):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF"])
 def test_decoded__a_file_cut_short_is_broken_whatever_its_format(folder, tmp_path, format):
     save_cut(folder / f"0cut.{format.lower()}", format)
@@ -165,6 +167,7 @@ def test_decoded__a_mistake_in_our_own_code_is_no_broken_image(folder, tmp_path)
         decoded(dataclasses.replace(folder_source(folder), open=mistake), (8, 8), tmp_path, on_broken="skip")
 
 
+@pytest.mark.faults
 def test_decoded__what_a_killed_process_left_is_not_taken_for_whole(folder, tmp_path):
     source, cache = folder_source(folder), tmp_path / "cache"
     expected = decoded(source, (8, 8), cache).pixels.copy()

@@ -3,12 +3,8 @@
 import io
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,8 +13,6 @@ from types import SimpleNamespace
 import pytest
 import ray
 import yaml
-from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from amt_ray.config import ConfigError
@@ -28,54 +22,16 @@ from amt_ray.runtime.deadline import NoWorkersError
 from amt_ray.runtime.pretrain import RunFailedError, pretrain
 from amt_ray.runtime.tracking.environment import source
 from amt_ray.runtime.trial_deadline import TrialDeadline
+from tests.runtime.shared_ray import nodes_in
 from tests.tiny import TREE, tiny
 
 pytestmark = pytest.mark.ray
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
-class Nodes:
-    """The cluster: a head and one more node, of one CPU each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary = folder, tempfile.mkdtemp(prefix="ray", dir="/tmp")
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        head = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "object_store_memory": 100_000_000}
-        dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-        self.cluster = Cluster(True, head_node_args=head | dashboard | {"temp_dir": self.temporary})
-        self.second = self.cluster.add_node(num_cpus=1, node_ip_address="127.0.0.3", object_store_memory=100_000_000)
-
-    def amt(self, verb: str, *words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(self.command(verb, *words), capture_output=True, text=True, timeout=200)
-
-    def command(self, verb: str, *words: str) -> list[str]:
-        return [sys.executable, "-m", "amt_ray.cli", verb, "--address", self.url, *words]
-
-    def client(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-
-    def close(self) -> None:
-        self.cluster.shutdown()
-        shutil.rmtree(self.temporary, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        patch.setenv("AMT_RAY_DIR", str(folder))
-        patch.setenv("AMT_RAY_CACHE", str(folder / "cache"))
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        made = Nodes(folder)
+    with nodes_in(tmp_path_factory.mktemp("shared")) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +80,7 @@ def test_status__with_another_token_is_refused_in_one_line(nodes, monkeypatch):
     assert told.stderr.count("\n") == 1
 
 
-@pytest.mark.faults
+@pytest.mark.faults(slow=True)
 def test_submit__ctrl_c_ends_the_following_and_stop_the_job(nodes, file):
     words = ("pretrain", file, "--set", "ray.num_workers=4")  # more than there are, so it waits, and says so
     with subprocess.Popen(
@@ -199,7 +155,7 @@ def test_shared_paths__a_node_that_lacks_one_is_named_with_it(joined, blind_node
     assert [one.name for one in blind_node.iterdir()] == ["image.png"]
 
 
-@pytest.mark.faults
+@pytest.mark.faults(slow=True)
 def test_pretrain__a_node_that_is_lost_and_stays_away_ends_the_run_in_time(joined):
     experiment = tiny(
         name="lost", ray__num_workers=2, train__epochs=500, eval__protocols=[], ray__start_timeout_s=10.0,
@@ -210,7 +166,7 @@ def test_pretrain__a_node_that_is_lost_and_stays_away_ends_the_run_in_time(joine
     def lose():
         while not list((joined.folder / "runs" / "lost").glob("*/epoch_00002*")):
             time.sleep(0.2)
-        joined.cluster.remove_node(joined.second, allow_graceful=False)
+        joined.cluster.remove_node(joined.others[0], allow_graceful=False)
 
     loser = threading.Thread(target=lose, daemon=True)
     loser.start()

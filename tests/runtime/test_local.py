@@ -26,13 +26,13 @@ from tests.tiny import tiny
 
 class Recorder(Silent):
     def __init__(self):
-        self.values, self.images = {}, {}
+        self.values, self.files = {}, {}
 
     def metrics(self, values, epoch):
         self.values[epoch] = dict(values)
 
-    def image(self, name, png):
-        self.images[name] = png
+    def file(self, name, content):
+        self.files[name] = content
 
 
 class KilledIn(Silent):
@@ -92,9 +92,10 @@ def test_run__reports_every_epoch_and_evaluates_when_due(uninterrupted):
         assert ("perf/refresh_s" in values) == (epoch in (2, 4))
     assert recorder.values[4]["train/loss"] < recorder.values[1]["train/loss"]
     assert recorder.values[4]["eval/knn_top1"] > 0.3
-    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")
+    assert recorder.files["figures/masks.png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_run__killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, epoch):
     context = multiprocessing.get_context("spawn")
@@ -108,6 +109,7 @@ def test_run__killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted,
     assert equal_states(read_training(resumed), read_training(whole))
 
 
+@pytest.mark.faults
 def test_run__on_s3_killed_while_uploading_and_resumed_equals_one_in_a_folder(uninterrupted, tmp_path):
     context = multiprocessing.get_context("spawn")
     with bucket() as server:
@@ -221,6 +223,7 @@ def test_images_without_labels__are_refused_before_training_unless_no_probe_is_a
     assert len(load_splits(flat.override({"eval.protocols": []})).index) == 18
 
 
+@pytest.mark.faults
 def test_broken_images__stop_the_run_or_are_left_out_of_training_and_probes(tmp_path):
     for i in range(40):
         dataset_files.save(tmp_path / "data" / "train" / "ab"[i % 2] / f"{i}.png", i)
@@ -262,6 +265,7 @@ def test_run__logs_the_attention_in_the_boxes_at_each_refresh(tmp_path):
     assert recorder.values[2]["attention/box_energy"] > 0 and recorder.values[2]["attention/box_energy_images"] > 20
 
 
+@pytest.mark.faults
 def test_run__starts_from_a_checkpoint(tmp_path):
     folder = train(tiny(train__epochs=1), tmp_path / "first")
     wanted = read_weights(folder)[0]
@@ -297,4 +301,4 @@ def test_run__trains_through_the_switch(tmp_path, change):
     after = recorder.values[3]
     assert after["train/loss"] < recorder.values[1]["train/loss"] * 1.2 and after["eval/knn_top1"] > 0.15
     assert ("perf/refresh_s" in after) == (change != "block")
-    assert recorder.images["figures/masks.png"].startswith(b"\x89PNG")
+    assert recorder.files["figures/masks.png"].startswith(b"\x89PNG")

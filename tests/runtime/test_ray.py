@@ -60,6 +60,7 @@ def trained(client, experiment_name, epoch):
     return any(max(steps(client, run.info.run_id, "train/loss"), default=0) >= epoch for run in runs)
 
 
+@pytest.mark.faults
 def test_pretrain__two_workers_survive_a_killed_one_without_gap_or_double(place, client, server):
     storage = server.format("/runs")
     experiment = tiny(
@@ -152,6 +153,7 @@ def test_checkpoint__of_workers_in_an_object_store_reads_back_as_one_of_a_folder
     assert tracking.tracking_uri() == f"sqlite:///{place / 'mlflow.db'}"
 
 
+@pytest.mark.faults
 def test_evaluate__two_workers_one_of_them_killed_find_what_one_process_finds(place, client, monkeypatch):
     run_id = client.search_runs([client.get_experiment_by_name("two_workers").experiment_id])[0].info.run_id
     found = {}

@@ -146,6 +146,7 @@ def test_joined__keeps_the_query_at_the_end():
 # damage
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", [flipped, truncated])
 @pytest.mark.parametrize("name", FILES)
 def test_latest__passes_over_a_damaged_checkpoint_and_says_so(uri, name, damage):
@@ -167,6 +168,7 @@ def test_latest__passes_over_one_with_a_file_missing(uri):
     assert epoch_in(checkpoints.latest()) == 1
 
 
+@pytest.mark.faults
 def test_latest__refuses_to_start_anew_where_all_are_damaged(uri):
     checkpoints = saved(uri, [1, 2], warn=lambda line: None)
     for epoch in (1, 2):
@@ -229,6 +231,7 @@ print(epoch, seen)
 """
 
 
+@pytest.mark.faults
 def test_writer__killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     command = [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -258,6 +261,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("weights", "training"), [(950_000, 100), (100_000, 800_000), (430_000, 400_000)])
 def test_full_disk__is_one_clear_line_and_leaves_the_previous_checkpoint(tmp_path, weights, training):
     with small_disk(tmp_path / "disk", "1m"):
@@ -272,6 +276,7 @@ def test_full_disk__is_one_clear_line_and_leaves_the_previous_checkpoint(tmp_pat
         assert epoch_in(checkpoints.latest()) == 2
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("weights", "training"), [(300_000, 100), (100, 300_000)])
 def test_file_size_limit__leaves_the_previous_checkpoint_and_nothing_else(uri, weights, training):
     checkpoints = saved(uri, [1])
@@ -305,6 +310,7 @@ def without_rights(folder):
         folder.chmod(mode)
 
 
+@pytest.mark.faults
 def test_unwritable_folder__is_told_before_and_while_training(tmp_path):
     folder = tmp_path / "shared" / "run"
     checkpoints = saved(folder, [1])
@@ -367,6 +373,7 @@ def test_ranks__take_the_same_checkpoint_and_one_of_a_node_copies_it(uri):
     assert not any(folder.exists() for folder in copies)  # read, and deleted at the next save
 
 
+@pytest.mark.faults
 def test_ranks__all_fail_where_the_first_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     told, failures, lock = [], [], threading.Lock()

@@ -129,6 +129,7 @@ def test_sweep__a_population_moves_ratios_within_one_run_a_member(place, client)
         assert about["experiment"]["masking"]["mask_ratio"] == now[MASK] != float(run.data.params[MASK])
 
 
+@pytest.mark.faults
 def test_sweep__a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(place, client):
     search = {"space": {MASK: {"grid": [0.3]}}, "max_failures": 1}
     killed, stop = [], threading.Event()
@@ -176,6 +177,7 @@ def wait_for(ready, process, seconds=120):
     raise AssertionError(process.communicate()[0])
 
 
+@pytest.mark.faults
 def test_sweep__ctrl_c_and_a_killed_driver_lose_no_trial_and_double_nothing(place, tmp_path):
     """One sweep: stopped by Ctrl-C, gone on with, its driver killed, gone on with to the end."""
     tree = {**TREE, "name": "stopped", "train": {"epochs": 8, "batch_size": 256}}

@@ -177,6 +177,7 @@ def test_outbox__a_place_for_files_that_cannot_be_written_holds_no_metric_up(tar
     assert Path(target.client.download_artifacts(run_id, "a.txt")).read_bytes() == b"1"
 
 
+@pytest.mark.faults
 def test_outbox__a_full_disk_costs_no_metric_and_no_training(target, run_id, monkeypatch, caplog):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -189,6 +190,7 @@ def test_outbox__a_full_disk_costs_no_metric_and_no_training(target, run_id, mon
     assert box.close(60) == 0 and steps(target, run_id, "a") == [1]
 
 
+@pytest.mark.faults
 def test_outbox__a_line_torn_by_a_crash_is_cut_off_and_the_rest_arrives(target, run_id, tmp_path):
     folder = left_behind(target, run_id, tmp_path, lambda box: [box.metrics({"a": float(i)}, i) for i in (1, 2)])
     with (folder / "queue.jsonl").open("ab") as file:
@@ -244,6 +246,7 @@ DIES_AFTER_SENDING = """
 """
 
 
+@pytest.mark.faults
 def test_outbox__a_crash_between_sending_and_noting_it_doubles_and_loses_nothing(target, run_id):
     process = python(DIES_AFTER_SENDING, target.uri, target.experiment_id, target.outboxes, run_id)
     assert process.wait() == 7
@@ -341,6 +344,7 @@ def server_target(server, folder):
     )
 
 
+@pytest.mark.faults
 def test_server__away_for_a_while_gets_every_step_once_in_order(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     target = server_target(server, tmp_path)
@@ -365,6 +369,7 @@ def test_server__away_for_a_while_gets_every_step_once_in_order(server, tmp_path
     assert Path(target.client.download_artifacts(run_id, "figures/late.txt")).read_bytes() == b"late"
 
 
+@pytest.mark.faults
 def test_server__gone_for_good_leaves_all_on_disk_for_another_process_to_deliver(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setattr("amt_ray.runtime.tracking.status.CLOSE_S", 0.5)
@@ -374,7 +379,7 @@ def test_server__gone_for_good_leaves_all_on_disk_for_another_process_to_deliver
     with caplog.at_level(logging.WARNING), tracking.run_status(target, run_id):
         report = reporter(target, run_id)
         epochs(report, range(1, 11))
-        report.image("figures/masks.png", b"png")
+        report.file("figures/masks.png", b"png")
         assert report.close(0.5) == 11
         with pytest.raises(HeldError):  # control: the driver's part is still held
             Outbox(target.outbox_folder(run_id) / "driver")
@@ -515,6 +520,7 @@ WAITS = """
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "number", "status"),
     [

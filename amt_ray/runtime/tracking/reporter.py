@@ -49,9 +49,9 @@ class MlflowReporter:
         """The position within the epoch, as a tag (it has no history to keep)."""
         self.outbox.tags({"amt_ray.progress": f"{epoch + share:.3f}"})
 
-    def image(self, name: str, png: bytes) -> None:
-        """Keep a picture as an artifact."""
-        self.outbox.file(name, png)
+    def file(self, name: str, content: bytes) -> None:
+        """Keep it as an artifact."""
+        self.outbox.file(name, content)
 
     def warning(self, line: str) -> None:
         """Keep the newest warning as a tag, which whoever follows the run shows."""
