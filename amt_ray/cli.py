@@ -4,12 +4,15 @@ import math
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from amt_ray.config import ConfigError, Experiment, load_experiment, protocol_options
+from amt_ray.address import tracking_uri
+
+if TYPE_CHECKING:
+    from amt_ray.config import Experiment
 
 app = typer.Typer(
     add_completion=False,
@@ -78,7 +81,6 @@ def compare(
 ) -> None:
     """Rank the runs of a sweep (default: the newest), an experiment or a filter; write page and tables."""
     from amt_ray.report import compare as report
-    from amt_ray.runtime.tracking import tracking_uri
 
     if diff:
         report.diff(tracking_uri(), *diff, console)
@@ -108,6 +110,8 @@ def evaluate(
     set_: Overrides = None,
 ) -> None:
     """Measure trained models by a named protocol; several give mean and 95% interval."""
+    from amt_ray.config import protocol_options
+
     options = protocol_options(protocol, option or ())  # a wrong name is told before the slow imports
     from amt_ray.runtime.evaluate import evaluate_all, summary
     from amt_ray.runtime.trained import find
@@ -171,7 +175,7 @@ def main() -> None:
     """Entry point: 0 done, 1 the run failed, 2 bad usage or configuration (one line; ``--debug`` for the traceback)."""
     try:
         app()
-    except (ConfigError, ValueError) as error:
+    except ValueError as error:
         _stop(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -187,7 +191,9 @@ def _stop(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
+def _load(path: Path | None, overrides: list[str] | None) -> "Experiment":
+    from amt_ray.config import ConfigError, load_experiment
+
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
@@ -197,12 +203,10 @@ def _indices(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise ConfigError(f"--images must be indices with commas between, got {text}.") from None
+        raise ValueError(f"--images must be indices with commas between, got {text}.") from None
 
 
-def _say_where(experiment: Experiment | None) -> None:
-    from amt_ray.runtime.tracking import tracking_uri
-
+def _say_where(experiment: "Experiment | None") -> None:
     uri = tracking_uri(experiment)
     shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     console.print(f"Open the runs: {shown}", highlight=False, soft_wrap=True)
