@@ -6,12 +6,15 @@ import sys
 import textwrap
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from amt_ray.config import ConfigError, Experiment, load_experiment, protocol_options
+from amt_ray.address import tracking_uri
+
+if TYPE_CHECKING:
+    from amt_ray.config import Experiment
 
 app = typer.Typer(
     add_completion=False,
@@ -56,7 +59,7 @@ def _options(
             folder.mkdir(parents=True, exist_ok=True)
             os.chdir(folder)
         except OSError as error:
-            raise ConfigError(f"--folder must be one to write in, got {folder} ({error.strerror}).") from error
+            raise ValueError(f"--folder must be one to write in, got {folder} ({error.strerror}).") from error
 
 
 @app.command()
@@ -113,7 +116,6 @@ def compare(
 ) -> None:
     """Rank the runs of a sweep (default: the newest), an experiment or a filter; write page and tables."""
     from amt_ray.report import compare as report
-    from amt_ray.runtime.tracking import tracking_uri
 
     if diff:
         report.diff(tracking_uri(), *diff, console)
@@ -143,6 +145,8 @@ def evaluate(
     set_: Overrides = None,
 ) -> None:
     """Measure trained models by a named protocol; several give mean and 95% interval."""
+    from amt_ray.config import protocol_options
+
     options = protocol_options(protocol, option or ())  # a wrong name is told before the slow imports
     from amt_ray.runtime.evaluate import evaluate_all, summary
     from amt_ray.runtime.trained import find
@@ -261,12 +265,12 @@ def _checked_here(verb: str, words: list[str]) -> tuple[str | None, str | None]:
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     if verb not in verbs or verb in ABOUT_JOBS:
         known = ", ".join(name for name in verbs if name not in ABOUT_JOBS)
-        raise ConfigError(f"a verb to submit must be one of {known}, got {verb}.")
+        raise ValueError(f"a verb to submit must be one of {known}, got {verb}.")
     given = verbs[verb].make_context(verb, list(words)).params
     file = given.get("experiment")
     if not isinstance(file, Path):
         return None, None
-    experiment = load_experiment(file, given.get("set_") or ())
+    experiment = _load(file, given.get("set_"))
     return next(word for word in words if Path(word) == file), experiment.ray.address
 
 
@@ -289,7 +293,7 @@ def main() -> None:
     """Entry point: 0 done, 1 the run failed, 2 bad usage or configuration (one line; ``--debug`` for the traceback)."""
     try:
         app()
-    except (ConfigError, ValueError) as error:
+    except ValueError as error:
         _stop(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -305,19 +309,21 @@ def _stop(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def _load(path: Path | None, overrides: list[str] | None) -> Experiment:
+def _load(path: Path | None, overrides: list[str] | None) -> "Experiment":
+    from amt_ray.config import ConfigError, load_experiment
+
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
 
 
-def _sweep_of(run_id: str, overrides: list[str] | None) -> Experiment:
+def _sweep_of(run_id: str, overrides: list[str] | None) -> "Experiment":
     from amt_ray.runtime.sweep import recorded
 
     return recorded(run_id, overrides or ())
 
 
-def _tell(wanted: Experiment, tflops: float | None) -> None:
+def _tell(wanted: "Experiment", tflops: float | None) -> None:
     """The estimate as comments at the head of the resolved YAML."""
     from amt_ray.estimate import UncountedError
     from amt_ray.runtime.timing import estimated
@@ -336,12 +342,10 @@ def _indices(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise ConfigError(f"--images must be indices with commas between, got {text}.") from None
+        raise ValueError(f"--images must be indices with commas between, got {text}.") from None
 
 
-def _say_where(experiment: Experiment | None) -> None:
-    from amt_ray.runtime.tracking import tracking_uri
-
+def _say_where(experiment: "Experiment | None") -> None:
     uri = tracking_uri(experiment)
     shown = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     console.print(f"Open the runs: {shown}", highlight=False, soft_wrap=True)

@@ -1,17 +1,26 @@
-"""Time of `amt-ray compare` on a large sweep: 1,000 runs, each metric with 200 points, in an sqlite store.
+"""Time of `amt-ray compare` on a large sweep: 1,000 runs, each of six metrics with 200 points.
 
-    python benchmarks/compare.py [--quick] [--server] [--keep FOLDER] [--json FILE]
+    python benchmarks/compare.py [--quick] [--server] [--json FILE]
 
-The runs are made up (settings, seeds and curves from a formula) and written through MLflow's own tables at once, since
-logging them one by one takes an hour. ``--server`` also reads them through an ``mlflow server`` of this machine.
+The runs are made up (settings, seeds and curves from a formula) and written into MLflow's tables directly. The whole
+command is timed in a process of its own; reading is timed apart, against MLflow's client asked for one run at a time.
+``--server`` reads through an ``mlflow server`` of this machine as well; ``--quick`` takes 200 runs.
 """
 
+import argparse
 import itertools
 import json
 import math
+import os
 import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +29,10 @@ from mlflow.store.tracking.dbmodels import models
 from sqlalchemy import insert
 
 from amt_ray.config import Experiment
+from amt_ray.report.history import read_histories
+from amt_ray.report.runs import DEFAULT_METRIC, LOSS
+from amt_ray.report.store import Wanted, find
+from amt_ray.runtime.tracking.outbox.sender import answers
 
 RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 LAYERS = ("-1", "-2", "-4", "rollout")
@@ -113,3 +126,104 @@ def fill(
         (models.SqlLatestMetric, points[-len(METRICS) :]),
     ):
         tables.setdefault(table, []).extend(rows)
+
+
+Timed = dict[str, float | str]
+
+
+def timed(work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Medians of seconds, and of processor seconds of this process."""
+    wall, cpu = [], []
+    for _ in range(repeats):
+        began, worked = time.perf_counter(), time.process_time()
+        work()
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - worked)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def command(uri: str, out: Path, repeats: int) -> tuple[float, float]:
+    """Medians of seconds and processor seconds of the whole command, imports and all."""
+    words = [sys.executable, "-m", "amt_ray.cli", "compare", "--out", str(out)]
+    wall, cpu = [], []
+    for _ in range(repeats):
+        began, worked = time.perf_counter(), os.times()
+        subprocess.run(words, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, check=True, stdout=subprocess.DEVNULL)
+        wall.append(time.perf_counter() - began)
+        ended = os.times()
+        cpu.append(ended.children_user + ended.children_system - worked.children_user - worked.children_system)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def measure(store: str, uri: str, folder: Path, repeats: int) -> list[Timed]:
+    """Rows of one store."""
+    client = MlflowClient(uri)
+    runs = [run.run_id for run in find(client, Wanted()).runs]
+    wanted = {LOSS: runs, DEFAULT_METRIC: runs}
+
+    def one_by_one() -> None:
+        for key, run_ids in wanted.items():
+            for run_id in run_ids:
+                client.get_metric_history(run_id, key)
+
+    rows: list[Timed] = []
+    for name, (wall, cpu) in (
+        ("the whole command", command(uri, folder / "report.html", repeats)),
+        ("finding the runs", timed(lambda: find(client, Wanted()), repeats)),
+        ("two curves of each run", timed(lambda: read_histories(client, wanted), repeats)),
+        ("the same, one run at a time", timed(one_by_one, 1)),
+    ):
+        rows.append({"store": store, "what": name, "seconds": wall, "processor_s": cpu})
+    return rows
+
+
+def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """An MLflow server with its usual four workers over the same database."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(
+        words, env={**os.environ, **quiet}, cwd=folder, start_new_session=True, stdout=nowhere, stderr=nowhere
+    )
+    while not answers(f"http://127.0.0.1:{port}"):
+        if process.poll() is not None:
+            raise SystemExit("the MLflow server ended before it answered.")
+        time.sleep(0.2)
+    return process, f"http://127.0.0.1:{port}"
+
+
+def main() -> None:
+    """Write the store, measure, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--server", action="store_true")
+    parser.add_argument("--json", type=Path)
+    told = parser.parse_args()
+    runs = 200 if told.quick else 1000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        write_store(uri, folder, runs, 200)
+        rows = measure("sqlite", uri, folder, 3)
+        size = (folder / "report.html").stat().st_size
+        if told.server:
+            server, address = start_server(folder)
+            try:
+                rows += measure("server", address, folder, 1)
+            finally:
+                os.killpg(server.pid, 15)
+                server.wait()
+    print(f"{runs} runs, 200 points of each of {len(METRICS)} metrics; a page of {size / 1e6:.1f} MB")
+    print(f"{'store':9}{'what':30}{'seconds':>9}{'processor s':>13}")
+    for row in rows:
+        print(f"{row['store']:9}{row['what']:30}{row['seconds']:9.2f}{row['processor_s']:13.2f}")
+    if told.json:
+        told.json.write_text(json.dumps({"rows": rows, "page_bytes": size}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

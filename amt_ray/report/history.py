@@ -1,8 +1,8 @@
 """Histories of many runs at once, by the fastest way that a store offers.
 
-A database is asked for a metric of hundreds of runs in one statement, through MLflow's own session and tables (its
-client asks for one run at a time, and makes an object of every point: 1,000 runs of 200 points take it half a minute).
-A server has no such call, so it is asked for several runs at the same time.
+A database is asked for a metric of hundreds of runs in one statement, through MLflow's own session and tables: its
+client asks for one run at a time and makes an object of every point (benchmarks/compare.py has both). A server has no
+such call, so it is asked for several runs at the same time.
 """
 
 import math

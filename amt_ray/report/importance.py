@@ -1,5 +1,6 @@
 """How much of the objective's variance each searched key explains, by Optuna's fANOVA on a study made of the runs."""
 
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from amt_ray.report.ranking import Comparison
 from amt_ray.report.runs import SEED, Run, as_number
 
 FEWEST_RUNS = 8
-MOST_RUNS = 200  # fANOVA's time grows with them; of more, evenly spaced ones are taken
+MOST_RUNS = 200  # fANOVA's time grows with them; of more, some are drawn
 TREES = 24
 
 
@@ -35,7 +36,8 @@ def importances(comparison: Comparison) -> tuple[Importance, ...]:
     runs = [run for row in comparison.trials for run in row.group.counted(metric)]
     keys = [key for key in keys if any(key in run.params for run in runs)]
     runs = [run for run in runs if all(key in run.params for key in keys)]
-    runs = runs[:: -(-len(runs) // MOST_RUNS)] if runs else runs
+    if len(runs) > MOST_RUNS:  # not every n-th, which could be a single seed
+        runs = random.Random(0).sample(runs, MOST_RUNS)
     space = {key: space for key in keys if (space := _space(runs, key)) is not None}
     if len(runs) < FEWEST_RUNS or not space or len({run.metrics[metric] for run in runs}) < 2:
         return ()

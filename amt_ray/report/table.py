@@ -43,9 +43,17 @@ class Column:
 def columns(comparison: Comparison) -> list[Column]:
     """All columns, those without any value left out."""
     rows = (*comparison.rows, *comparison.retrained)
-    found = [*_settings(comparison), *_results(comparison), *_evaluations(comparison), *_costs(comparison)]
+    found = [*_results(comparison), *_settings(comparison), *_evaluations(comparison), *_costs(comparison)]
+    which = [
+        Column("#", "place by the mean over seeds of the last value", lambda row: Cell(row.rank, _place(row))),
+        Column("run", "name in MLflow", lambda row: _words(row.name), text=True, brief=False),
+    ]
     kept = [column for column in found if any(column.of(row).raw not in (None, "") for row in rows)]
-    return [*kept, Column("note", "what to know about the runs", lambda row: _words(_role(comparison, row)), text=True)]
+    return [
+        *which,
+        *kept,
+        Column("note", "what to know about the runs", lambda row: _words(_role(comparison, row)), text=True),
+    ]
 
 
 def single_runs(row: Row, metric: str, test_metric: str) -> list[Row]:
@@ -66,11 +74,7 @@ def _settings(comparison: Comparison) -> list[Column]:
     def of_key(key: str) -> Callable[[Row], Cell]:
         return lambda row: _words(row.group.first.params.get(key, ""))
 
-    return [
-        Column("#", "place by the mean over seeds of the last value", lambda row: Cell(row.rank, _place(row))),
-        Column("run", "name in MLflow", lambda row: _words(row.name), text=True, brief=False),
-        *(Column(keys[key], key, of_key(key)) for key in comparison.keys),
-    ]
+    return [Column(keys[key], key, of_key(key)) for key in comparison.keys]
 
 
 def _results(comparison: Comparison) -> list[Column]:

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from amt_ray.report.effects import Grid
-from amt_ray.report.plots.look import axis_title, dressed, tick_format
+from amt_ray.report.plots.look import dressed
 from amt_ray.report.words import is_fraction
 
 NOT_RUN, INFEASIBLE = "·", "✕"
@@ -23,7 +23,7 @@ def heat_map(grid: Grid | None, metric: str, maximize: bool) -> go.Figure | None
         ygap=2,
         hoverongaps=False,
         hovertemplate="masking %{x}, throwing %{y}: %{z:.4f}<extra></extra>",
-        colorbar={"title": {"text": axis_title(metric)}, "tickformat": tick_format(metric), "thickness": 12},
+        showscale=False,  # every cell says its number, and a narrow screen needs the width
     )
     figure = go.Figure(cells)
     figure.update_layout(annotations=_signs(grid, metric, maximize), shapes=_shut(grid))

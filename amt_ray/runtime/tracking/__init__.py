@@ -4,13 +4,7 @@ A `Target` is made once by the driver and handed to every process. Runs are crea
 their id; whatever is told of a run afterwards goes through an outbox, which outlives a server that is away.
 """
 
-import logging
-import os
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
+from amt_ray.address import tracking_uri
 from amt_ray.runtime.tracking.data import dataset_inputs, log_data
 from amt_ray.runtime.tracking.environment import environment_tags, tracking_environment
 from amt_ray.runtime.tracking.outbox import Outbox, deliver
@@ -18,7 +12,7 @@ from amt_ray.runtime.tracking.reporter import MlflowReporter
 from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
 from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status, set_tags
 from amt_ray.runtime.tracking.system import SystemMetrics
-from amt_ray.runtime.tracking.target import Target, prepare, tracking_uri
+from amt_ray.runtime.tracking.target import Target, prepare
 
 __all__ = [
     "MlflowReporter",
@@ -41,6 +35,3 @@ __all__ = [
     "tracking_environment",
     "tracking_uri",
 ]
-
-logging.getLogger("alembic").setLevel(logging.ERROR)
-logging.getLogger("mlflow").setLevel(logging.ERROR)

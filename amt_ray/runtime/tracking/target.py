@@ -1,25 +1,19 @@
 """Where runs are written."""
 
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from amt_ray.address import tracking_uri
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.decoded import default_cache_dir
 from amt_ray.runtime.tracking.outbox import Address, HeldError, Outbox
 
 RETRAINED = "amt_ray.retrained_epochs"
 VOLATILE = ("perf/", "system/")
-
-
-def tracking_uri(experiment: Experiment | None = None) -> str:
-    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory."""
-    configured = experiment.tracking.uri if experiment else None
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)

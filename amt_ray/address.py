@@ -1,0 +1,25 @@
+"""Where MLflow is, and how it behaves in every process; without the imports of what writes to it, so reading is quick.
+
+Imported before MLflow, which reads its variables when it is imported.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amt_ray.config import Experiment
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.ERROR)  # where it was imported before this
+
+
+def tracking_uri(experiment: "Experiment | None" = None) -> str:
+    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory."""
+    configured = experiment.tracking.uri if experiment else None
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
