@@ -172,7 +172,7 @@ def task_resources(experiment: Experiment, slots: int) -> dict[str, float]:
 def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, board: Board) -> None:
     """Run what the book has; returns when all of it is over, the budget is spent, or the sweep was interrupted."""
     experiment, sweep = book.experiment, book.sweep
-    slots = concurrent_runs(experiment)
+    slots = concurrent_runs(experiment, board.console)
     groups = Groups.remote() if experiment.ray.num_workers > 1 else None  # type: ignore[attr-defined]
     giving_back = [GivingBack(groups)] if groups is not None else []
     told = {

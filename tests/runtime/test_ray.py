@@ -16,7 +16,7 @@ from amt_ray.runtime.pretrain import pretrain
 from amt_ray.runtime.storage import StoredCheckpoints, fetched, joined
 from amt_ray.runtime.sweep import recorded, sweep
 from amt_ray.runtime.trained import find
-from tests.runtime.shared_ray import quiet, ray_in, steps
+from tests.runtime.shared_ray import children, quiet, ray_in, steps
 from tests.s3 import bucket
 from tests.tiny import tiny
 
@@ -94,18 +94,19 @@ def test_sweep__more_trials_than_slots_end_in_one_tree_and_the_best_is_trained_a
     console = quiet()
     parent = sweep(tiny(name="search", train__epochs=2, eval__every_epochs=1, sweep=search), console)
     experiment_id = client.get_run(parent).info.experiment_id
-    children = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
-    kinds = [child.data.tags["amt_ray.kind"] for child in children]
-    assert sorted(kinds) == ["retrain"] + ["trial"] * 4  # 0.5 + 0.5 leaves nothing visible
-    assert {child.info.status for child in (*children, client.get_run(parent))} == {"FINISHED"}
-    trials = [child for child in children if child.data.tags["amt_ray.kind"] == "trial"]
+    runs = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    kinds = [child.data.tags["amt_ray.kind"] for child in runs]
+    assert sorted(kinds) == ["retrain"] + ["trial"] * 4 + ["warmup"]  # 0.5 + 0.5 leaves nothing visible
+    assert {child.info.status for child in (*runs, client.get_run(parent))} == {"FINISHED"}
+    trials = [child for child in runs if child.data.tags["amt_ray.kind"] == "trial"]
     assert sorted(t.data.tags["amt_ray.point"] for t in trials) == ["0", "1", "2", "3"]
     assert [t.data.params["masking.strategy"] for t in trials if "amt_ray.baseline" in t.data.tags] == ["random"]
-    for child in children:
-        assert steps(client, child.info.run_id, "train/loss") == [1, 2]
+    for child in runs:
+        epochs = [1] if child.data.tags["amt_ray.kind"] == "warmup" else [1, 2]
+        assert steps(client, child.info.run_id, "train/loss") == epochs
         assert "amt_ray.checkpoint" in child.data.tags
     best = max(trials, key=lambda t: t.data.metrics["eval/knn_top1"])
-    retrained = next(child for child in children if child.data.tags["amt_ray.kind"] == "retrain")
+    retrained = next(child for child in runs if child.data.tags["amt_ray.kind"] == "retrain")
     for key in ("masking.strategy", "masking.mask_ratio", "masking.throw_ratio"):
         assert retrained.data.params[key] == best.data.params[key]
     assert retrained.data.params["ray.num_workers"] == "2"
@@ -133,8 +134,7 @@ def test_sweep__trials_of_two_workers_and_asha_neither_hang_nor_leave_a_run_open
         "asha": {"grace_epochs": 1, "reduction_factor": 2},
     }
     parent = sweep(tiny(name="pairs", ray__num_workers=2, train__epochs=2, eval__every_epochs=1, sweep=search), quiet())
-    experiment_id = client.get_run(parent).info.experiment_id
-    trials = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    trials = children(client, parent)
     assert len(trials) == 2 and {t.info.status for t in trials} == {"FINISHED"}
     for t in trials:
         stopped = "amt_ray.stopped_early" in t.data.tags
