@@ -13,7 +13,6 @@ import json
 import math
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,13 +25,13 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels import models
+from serving import mlflow_server
 from sqlalchemy import insert
 
 from amt_ray.config import Experiment
 from amt_ray.report.history import read_histories
 from amt_ray.report.runs import DEFAULT_METRIC, LOSS
 from amt_ray.report.store import Wanted, find
-from amt_ray.runtime.tracking.outbox.sender import answers
 
 RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 LAYERS = ("-1", "-2", "-4", "rollout")
@@ -177,25 +176,6 @@ def measure(store: str, uri: str, folder: Path, repeats: int) -> list[Timed]:
     return rows
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """An MLflow server with its usual four workers over the same database."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(
-        words, env={**os.environ, **quiet}, cwd=folder, start_new_session=True, stdout=nowhere, stderr=nowhere
-    )
-    while not answers(f"http://127.0.0.1:{port}"):
-        if process.poll() is not None:
-            raise SystemExit("the MLflow server ended before it answered.")
-        time.sleep(0.2)
-    return process, f"http://127.0.0.1:{port}"
-
-
 def main() -> None:
     """Write the store, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -211,7 +191,7 @@ def main() -> None:
         rows = measure("sqlite", uri, folder, 3)
         size = (folder / "report.html").stat().st_size
         if told.server:
-            server, address = start_server(folder)
+            server, address = mlflow_server(folder, "mlflow.db")
             try:
                 rows += measure("server", address, folder, 1)
             finally:

@@ -12,10 +12,7 @@ Starts an ``mlflow server`` on a free port of this machine and ends it.
 import argparse
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,11 +21,11 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from serving import mlflow_server
 
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.plan import PatchPlan
 from amt_ray.runtime.tracking import Target
-from amt_ray.runtime.tracking.outbox.sender import answers
 
 KEYS = ("train/loss", "train/lr", "perf/images_per_s", "perf/step_s", "perf/data_s")
 BATCH = 32
@@ -113,32 +110,6 @@ def measure(store: str, uri: str, folder: Path, rounds: int, count: int) -> list
     ]
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """An MLflow server that answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *(
-            "--backend-store-uri",
-            f"sqlite:///{folder / 'server.db'}",
-            "--artifacts-destination",
-            str(folder / "served"),
-        ),
-    ]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(
-        command, env={**os.environ, **quiet}, cwd=folder, start_new_session=True, stdout=nowhere, stderr=nowhere
-    )
-    while not answers(f"http://127.0.0.1:{port}"):
-        if process.poll() is not None:
-            raise SystemExit("the MLflow server ended before it answered.")
-        time.sleep(0.2)
-    return process, f"http://127.0.0.1:{port}"
-
-
 def main() -> None:
     """Measure both stores, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -150,7 +121,8 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server, uri = start_server(folder)
+        served = ("--workers", "1", "--artifacts-destination", str(folder / "served"))
+        server, uri = mlflow_server(folder, "server.db", *served)
         try:
             rows = measure("server", uri, folder / "a", rounds, count)
         finally:
