@@ -17,13 +17,13 @@ import yaml
 from ray.core.generated import autoscaler_pb2
 
 from amt_ray.core.checkpoint import read_weights
-from amt_ray.core.ports import ProcessGroup
-from amt_ray.runtime import cluster, ray_train
+from amt_ray.core.ports import ProcessGroup, Silent
+from amt_ray.runtime import cluster, local, ray_train
 from amt_ray.runtime.pretrain import pretrain, recorded_experiment
 from amt_ray.runtime.storage import StoredCheckpoints
 from tests.runtime.faulty import passes, when_struck
 from tests.runtime.shared_ray import nodes_in, quiet, steps
-from tests.runtime.test_local import equal_states, train
+from tests.runtime.test_local import equal_states
 from tests.tiny import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults(slow=True)]
@@ -58,8 +58,9 @@ def faulty(nodes, name, **changes):
 
 def _rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=WORKERS)
-    plain = tiny(train__epochs=EPOCHS, eval__protocols=[], ray__num_workers=WORKERS)
-    train(plain, folder / "run", ranks=ProcessGroup("cpu"))
+    torch.set_num_threads(1)
+    plain, ranks = tiny(train__epochs=EPOCHS, eval__protocols=[], ray__num_workers=WORKERS), ProcessGroup("cpu")
+    local.run(plain, ranks, Silent(), StoredCheckpoints(folder / "run", ranks))
     dist.destroy_process_group()
 
 
