@@ -133,7 +133,8 @@ def pack(folder: Path, experiment: str | None, also: Sequence[Path] = ()) -> Non
     (folder / SHIPPED.name).write_text(json.dumps(source()))
     about = folder / "amt_ray.dist-info" / "METADATA"  # so that the nodes need only the packages that we need
     about.parent.mkdir()
-    about.write_text(importlib.metadata.distribution("amt-ray").read_text("METADATA") or "")
+    own = importlib.metadata.distribution("amt-ray")
+    about.write_text(own.read_text("METADATA") or own.read_text("PKG-INFO") or "")  # an egg-info has the latter
     if experiment:
         tree = _read_tree(Path(experiment), ())
         (folder / Path(experiment).name).write_text(yaml.safe_dump(tree, sort_keys=False))
