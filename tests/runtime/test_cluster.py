@@ -69,7 +69,7 @@ def test_submit__trains_on_two_nodes_with_the_code_and_yaml_of_here(nodes, file)
 def test_submit__ends_with_the_verbs_own_exit_status_and_message(nodes):
     job, told = submit.submit(nodes.url, "pretrain", ["--resume", "none-such"]), []
     assert submit.follow(nodes.url, job, told.append) == 2
-    assert "amt-ray: --resume must name a run of this tracking store" in "".join(told)
+    assert "amt-ray: --run and --resume must name a run of this tracking store" in "".join(told)
     assert "".join(told) == submit.output(nodes.url, job)  # each line once
 
 
