@@ -70,9 +70,9 @@ def recovery(folder):
     struck = (folder / "struck").stat().st_mtime
     before = {pid for moment, pid in passes(folder) if moment <= struck}
     again = [moment for moment, pid in passes(folder) if pid not in before]
-    return (
-        f"{min(again) - struck:.1f} s from the fault to the next step of a new process" if again else "no new process"
-    )
+    if not again:
+        return "no new process"
+    return f"{min(again) - struck:.1f} s from the fault to the next step of a new process"
 
 
 def when_struck(folder, act):
