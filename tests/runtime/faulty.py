@@ -65,6 +65,16 @@ def passes(folder):
     return [(float(moment), int(pid)) for moment, pid in map(str.split, lines)]
 
 
+def recovery(folder):
+    """What it took from the fault to the first training pass of a process that is new, in words."""
+    struck = (folder / "struck").stat().st_mtime
+    before = {pid for moment, pid in passes(folder) if moment <= struck}
+    again = [moment for moment, pid in passes(folder) if pid not in before]
+    if not again:
+        return "no new process"
+    return f"{min(again) - struck:.1f} s from the fault to the next step of a new process"
+
+
 def when_struck(folder, act):
     """In the background, do something to the process that was struck, as soon as it is."""
 

@@ -17,7 +17,7 @@ from amt_ray.core.checkpoint import read_weights
 from amt_ray.runtime import tracking
 from amt_ray.runtime.pretrain import RunFailedError, pretrain, recorded_experiment
 from amt_ray.runtime.storage import StoredCheckpoints
-from tests.runtime.faulty import passes, when_struck
+from tests.runtime.faulty import passes, recovery, when_struck
 from tests.runtime.shared_ray import quiet, steps
 from tests.runtime.test_local import equal_states, train
 from tests.runtime.test_storage import small_disk
@@ -97,6 +97,7 @@ def test_process__that_is_ended_loses_at_most_an_epoch(folder, uninterrupted, at
     assert pretrain(recorded_experiment(None, run.info.run_id), quiet(), run.info.run_id) == run.info.run_id
     check(client, name, uninterrupted)
     assert len(passes(told)) <= STEPS * (EPOCHS + 1)
+    print(f"\n{name}: {recovery(told)}")
 
 
 def test_full_disk__ends_the_run_and_with_room_it_goes_on(folder, uninterrupted):
