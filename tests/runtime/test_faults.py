@@ -19,7 +19,7 @@ from ray.core.generated import autoscaler_pb2
 from amt_ray.core.checkpoint import read_weights
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import cluster, local, ray_train
-from amt_ray.runtime.pretrain import pretrain, recorded_experiment
+from amt_ray.runtime.pretrain import RunFailedError, pretrain, recorded_experiment
 from amt_ray.runtime.storage import StoredCheckpoints
 from tests.runtime.faulty import passes, recovery, when_struck
 from tests.runtime.shared_ray import nodes_in, quiet, steps
@@ -155,8 +155,21 @@ def test_node__that_goes_is_left_for_a_spare_one(nodes, uninterrupted, how):
         nodes.others.remove(node)
 
     watcher = when_struck(folder, act)
-    check(nodes, folder, pretrain(experiment, quiet()), uninterrupted, lost_epochs=2 if how == "raylet" else 1)
+    check(nodes, folder, pretrain(experiment, quiet()), uninterrupted)
     assert not watcher.is_alive()
+
+
+def test_not_finite__is_not_tried_again_on_new_workers(nodes):
+    folder, experiment = faulty(nodes, "not_finite", at="train 999", optim__base_lr=1e30)
+    with pytest.raises(RunFailedError, match=r"must stay finite, got \w+ in epoch \d at step \d of 6, of images \d+, "):
+        pretrain(experiment, quiet())
+    assert len({pid for _, pid in passes(folder)}) == WORKERS and all_workers_end(folder)
+    client = nodes.client()
+    (run,) = client.search_runs([client.get_experiment_by_name("not_finite").experiment_id])
+    assert run.info.status == "FAILED" and "must stay finite" in run.data.tags["amt_ray.error"]
+    epoch = 1 + len(steps(client, run.info.run_id, "train/loss"))
+    (file,) = client.list_artifacts(run.info.run_id, "not_finite")
+    assert file.path == f"not_finite/epoch_{epoch:05d}.json"
 
 
 def test_elastic__fewer_workers_go_on_and_more_join_again(nodes, uninterrupted, monkeypatch):
