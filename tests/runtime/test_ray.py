@@ -106,6 +106,7 @@ def test_sweep__more_trials_than_slots_end_in_one_tree_and_the_best_is_trained_a
         assert steps(client, child.info.run_id, "train/loss") == epochs
         assert "amt_ray.checkpoint" in child.data.tags
     searched = [t for t in trials if "amt_ray.baseline" not in t.data.tags]  # a baseline is there to be compared with
+    searched.sort(key=lambda t: int(t.data.tags["amt_ray.point"]))  # of equals, the first counts
     best = max(searched, key=lambda t: t.data.metrics["eval/knn_top1"])
     retrained = next(child for child in runs if child.data.tags["amt_ray.kind"] == "retrain")
     for key in ("masking.strategy", "masking.mask_ratio", "masking.throw_ratio"):
