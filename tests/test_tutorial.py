@@ -1,6 +1,7 @@
 """The tutorial notebook, run from top to bottom in a kernel of its own."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -26,14 +27,21 @@ def test_tutorial__is_kept_with_its_outputs_and_names_no_place_of_the_machine_it
     assert "eval/knn_top1" in told and not any(word in told for word in ("/tmp", "/home", "/work", "/root", "Error"))
 
 
+@pytest.fixture
+def short_folder():
+    """A folder of a short name: Ray's sockets lie in it, whose paths have at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="amt-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_tutorial__runs_from_top_to_bottom(monkeypatch, tmp_path):
+def test_tutorial__runs_from_top_to_bottom(monkeypatch, short_folder):
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     )
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook puts its runs
+    monkeypatch.setenv("IPYTHONDIR", short_folder)
+    monkeypatch.setenv("TMPDIR", short_folder)  # where the notebook puts its runs
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     notebook = nbformat.read(TUTORIAL, as_version=4)
     client = NotebookClient(

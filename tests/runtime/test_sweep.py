@@ -95,14 +95,14 @@ def test_sweep__grows_by_the_same_command_and_repeats_nothing(shared, client):
         recorded(parent, ["train.epochs=9"])
 
 
-def test_sweep__its_best_encoder_is_registered_and_embeds_images(shared, client, place):
+def test_sweep__its_best_encoder_is_registered_and_embeds_images(shared, client, place, monkeypatch):
     import mlflow.pytorch
 
     version = client.get_model_version_by_alias("shared", "best")
     best = max(children(client, shared[0]), key=lambda run: run.data.metrics["eval/knn_top1"])
     assert version.run_id in {run.info.run_id for run in children(client, shared[0])}
     assert client.get_run(version.run_id).data.metrics["eval/knn_top1"] <= best.data.metrics["eval/knn_top1"]
-    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")  # not for the tests after this one
     model = mlflow.pytorch.load_model("models:/shared@best")
     assert model(torch.zeros(5, 3, 16, 16)).shape == (5, 16)
 
