@@ -41,6 +41,7 @@ class Entry:
         switch: Epochs before its switch.
         warmup: Key of the warm-up from which it may go on.
         drawn: What Optuna drew for its point.
+        now: Where population-based training has moved its point.
         status: Where it is.
         epoch: Epochs completed.
         value: Last value of the objective.
@@ -57,6 +58,7 @@ class Entry:
     switch: int = 0
     warmup: str | None = None
     drawn: Mapping[str, Any] | None = None
+    now: Point | None = None
     status: Status = "waiting"
     epoch: int = 0
     value: float | None = None
@@ -161,6 +163,11 @@ class Book:
         return entry
 
     @property
+    def interrupted(self) -> bool:
+        """Whether something is left that neither ended nor ran into the budget."""
+        return self.halted is None and (self.sampled_left > 0 or any(not e.over for e in self.entries.values()))
+
+    @property
     def sampled_left(self) -> int:
         """Points that are still to be asked for."""
         asked = {canonical(entry.trial.point) for entry in self.entries.values() if entry.drawn is not None}
@@ -195,8 +202,8 @@ class Book:
         self.spent.epochs += more
         self.spent.trials += entry.run_id is None
         return {
-            "kind": "trial", "index": entry.index, "point": dict(entry.trial.point), "seed": entry.trial.seed,
-            "baseline": entry.trial.baseline, "epochs": entry.trial.epochs, "drawn": entry.drawn, "fork": fork,
+            "kind": "trial", "index": entry.index, "point": dict(entry.now or entry.trial.point),
+            "seed": entry.trial.seed, "baseline": entry.trial.baseline, "epochs": entry.trial.epochs, "drawn": entry.drawn, "fork": fork,
             "clone": None,
         }  # fmt: skip
 

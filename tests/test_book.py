@@ -109,6 +109,24 @@ def test_book__goes_on_with_what_was_left_and_repeats_nothing_that_ended():
     assert len(more.entries) == 7 and [more.next()["index"] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_book__knows_a_member_of_a_population_whose_point_has_moved():
+    pbt = {"search": "random", "num_samples": 2, "space": {MASK: {"uniform": [0.2, 0.5]}}, "pbt": {}}
+    now = {MASK: 0.25}
+    resumed = book_of(entries(book_of(sweep={**pbt, "share_warmup": False}), epoch=4, now=now), sweep=pbt)
+    assert len(resumed.entries) == 2  # no second trial for the point where it began
+    tasks = [task for task in (resumed.next(), resumed.next()) if task and task["kind"] == "trial"]
+    assert next(task for task in tasks if task["index"] == 0)["point"] == now
+
+
+def test_book__is_interrupted_where_points_are_still_to_be_asked_for():
+    book = book_of(sweep={**OPTUNA, "share_warmup": False})
+    assert book.interrupted
+    run_all(book, 3)
+    assert book.interrupted and all(entry.over for entry in book.entries.values())
+    run_all(book)
+    assert not book.interrupted
+
+
 def test_book__takes_up_a_warm_up_that_is_there():
     key = next(iter(book_of(sweep=GRID).warmups))
     assert book_of(known_warmups={key: ("w", 2)}, sweep=GRID).next()["fork"] == {"run_id": "w", "epoch": 2}

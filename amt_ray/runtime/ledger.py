@@ -13,6 +13,7 @@ from amt_ray.space import sweep_of
 from amt_ray.trials import Spending, Trial, trial_experiment, warmup_of
 
 TRIAL, WARMUP, EARLY, SPENT = "amt_ray.trial", "amt_ray.warmup", "amt_ray.stopped_early", "amt_ray.spent_s"
+NOW = "amt_ray.point_now"  # a moved point; TRIAL keeps the first, by which a trial is known again
 BY_BUDGET = "budget"
 
 
@@ -75,6 +76,7 @@ def _entry(target: Target, run: Run, experiment: Experiment) -> Entry:
         switch=own.masking.warmup_epochs,
         warmup=warmup.key if warmup else None,
         drawn=told["drawn"],
+        now=json.loads(tags[NOW]) if NOW in tags else None,
         status="ended" if ended else "waiting",
         epoch=_epochs(target, run),
         value=metrics.get(sweep.metric),

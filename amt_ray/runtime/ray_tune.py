@@ -4,6 +4,7 @@ Tune places, stops and retries; what to run is the book's (`amt_ray.book`), and 
 checkpoints, so nothing of Tune's own state has to outlive a stop.
 """
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -154,7 +155,8 @@ def _note_clone(target: tracking.Target, run_id: str, config: Mapping[str, Any])
     """A member of a population goes on from another: its params stay, what it is now is metrics and tags."""
     with tracking.MlflowReporter(target, run_id, system_every_s=0) as reporter:
         reporter.changed(config["point"], config["clone"]["epoch"])
-        reporter.outbox.tags(ledger.trial_tags(config) | {"amt_ray.clone_of": config["clone"]["run_id"]})
+        moved = {ledger.NOW: json.dumps(config["point"]), "amt_ray.clone_of": config["clone"]["run_id"]}
+        reporter.outbox.tags(moved)
 
 
 def task_resources(experiment: Experiment, slots: int) -> dict[str, float]:

@@ -55,7 +55,7 @@ def sweep(experiment: Experiment, console: Console, resume: str | None = None) -
         with tracking.run_status(target, parent), connected(experiment):
             with Board(console, "Sweep", book.total_epochs, book.done_epochs) as board:
                 run_tasks(book, target, parent, storage_of(experiment), board)
-            if not book.halted and any(not entry.over for entry in book.entries.values()):
+            if book.interrupted:
                 raise KeyboardInterrupt
             _conclude(book, target, parent, console, again)
     except (KeyboardInterrupt, SystemExit):

@@ -20,7 +20,8 @@ from amt_ray.core.checkpoint import read_about, read_weights
 from amt_ray.core.ports import Silent, Solo
 from amt_ray.runtime import local
 from amt_ray.runtime.storage import fetched
-from amt_ray.runtime.sweep import recorded, sweep
+from amt_ray.runtime.sweep import open_book, recorded, sweep
+from amt_ray.runtime.tracking import prepare
 from amt_ray.space import LAYERS, MASK, THROW
 from tests.runtime.shared_ray import children, quiet, steps
 from tests.runtime.test_local import equal_states
@@ -127,6 +128,9 @@ def test_sweep__a_population_moves_ratios_within_one_run_a_member(place, client)
         assert now[MASK] + now[THROW] <= 15 / 16 + 1e-9 and f"hp/{MASK}" in run.data.metrics
         about = read_about(fetched(run.data.tags["amt_ray.checkpoint"]))
         assert about["experiment"]["masking"]["mask_ratio"] == now[MASK] != float(run.data.params[MASK])
+    book = open_book(recorded(parent), prepare(recorded(parent)), parent)  # what a resumed sweep would start from
+    assert len(book.entries) == 3 and not book.interrupted and book.next() == "finished"
+    assert {e.run_id for e in book.entries.values() if e.now is not None} == {run.info.run_id for run in moved}
 
 
 @pytest.mark.faults
