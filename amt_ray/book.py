@@ -203,8 +203,8 @@ class Book:
         self.spent.trials += entry.run_id is None
         return {
             "kind": "trial", "index": entry.index, "point": dict(entry.now or entry.trial.point),
-            "seed": entry.trial.seed, "baseline": entry.trial.baseline, "epochs": entry.trial.epochs, "drawn": entry.drawn, "fork": fork,
-            "clone": None,
+            "seed": entry.trial.seed, "baseline": entry.trial.baseline, "epochs": entry.trial.epochs,
+            "drawn": entry.drawn, "fork": fork, "clone": None,
         }  # fmt: skip
 
     def _halts(self, epochs: int, again: bool = False) -> bool:
