@@ -33,6 +33,7 @@ from amt_ray.sweep_section import Sweep
 class Data(Section):
     """Images. ``store_px`` is the size at which they are kept decoded (default: ``image_size``).
 
+    ``train_images``: how many of those not held out are trained on, and learnt from by the probes (default: all).
     ``options`` are further arguments of the data set. ``on_broken: skip`` leaves out files that cannot be read.
     """
 
@@ -44,6 +45,7 @@ class Data(Section):
     cache_dir: str | None = None
     on_broken: Literal["fail", "skip"] = "fail"
     val_fraction: float = Field(0.1, ge=0.0, lt=1.0)
+    train_images: int | None = Field(None, ge=1)
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(0.5, ge=0.0, le=1.0)

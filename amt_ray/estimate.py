@@ -222,7 +222,8 @@ def training_images(experiment: Experiment) -> int:
             count = dataset.split(getattr(dataset, "pretrain_split", "train")).count
     except (ValueError, OSError) as error:
         raise UncountedError(f"the images cannot be counted here: {error}") from error
-    return count if hasattr(kind, "pretrain_split") else count - int(count * data.val_fraction)
+    left = count if hasattr(kind, "pretrain_split") else count - int(count * data.val_fraction)
+    return min(left, data.train_images or left)
 
 
 def _short(number: float) -> str:

@@ -104,6 +104,8 @@ def test_work__begun_late_costs_the_rest():
 
 def test_training_images__are_those_that_the_run_takes():
     assert training_images(tiny()) == len(load_splits(tiny()).index) == IMAGES
+    fewer = tiny(data__train_images=100)
+    assert training_images(fewer) == len(load_splits(fewer).index) == len(load_splits(fewer).task.train_index) == 100
 
 
 @pytest.mark.parametrize(

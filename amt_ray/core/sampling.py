@@ -66,15 +66,17 @@ def epoch_steps(
         ]
 
 
-def hold_out(num_images: int, fraction: float) -> tuple[Tensor, Tensor]:
+def hold_out(num_images: int, fraction: float, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the images to train on and of those held out for choosing between runs, each increasing.
 
-    The choice depends on the index alone, so all runs on a data set hold out the same int(n fraction) images.
+    The choice depends on the index alone, so all runs on a data set hold out the same int(n fraction) images; of the
+    others at most ``most`` are trained on, fewer being a part of more.
     """
     everything = torch.arange(num_images)
     by_hash = bits(0, 0, everything, Purpose.HOLD_OUT, 1).squeeze(1).argsort(stable=True)
     held = int(num_images * fraction)
-    return by_hash[held:].sort().values, by_hash[:held].sort().values
+    kept = by_hash[held:] if most is None else by_hash[held : held + most]
+    return kept.sort().values, by_hash[:held].sort().values
 
 
 def equal_share(index_n: Tensor, rank: int, size: int) -> Tensor:

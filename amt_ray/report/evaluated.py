@@ -10,7 +10,7 @@ from amt_ray.report.statistics import Summary
 
 TAG = "amt_ray.eval."
 NOT_MEASURES = ("protocol", "run")
-MEASURED_BY = ("eval.protocols", "eval.options", "data.name", "data.options", "data.val_fraction")
+MEASURED_BY = ("eval.protocols", "eval.options", "data.name", "data.options", "data.val_fraction", "data.train_images")
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def _load(experiment: Experiment, on_progress: OnProgress | None) -> Splits:
     own = getattr(dataset, "pretrain_split", None)
     pretrain = _open(dataset, own or "train", experiment, on_progress)
     if own:
-        index, held_out = torch.arange(len(pretrain.images)), torch.arange(0)
+        index, held_out = hold_out(len(pretrain.images), 0.0, data.train_images)
     else:
-        index, held_out = hold_out(len(pretrain.images), data.val_fraction)
+        index, held_out = hold_out(len(pretrain.images), data.val_fraction, data.train_images)
     index, held_out = pretrain.whole(index), pretrain.whole(held_out)
     if not len(index):
         raise ValueError(f"data.val_fraction must leave images to train on, got {data.val_fraction}.")
@@ -108,7 +108,7 @@ def _load(experiment: Experiment, on_progress: OnProgress | None) -> Splits:
 
 
 def _task(dataset: Any, labelled: Opened, experiment: Experiment, on_progress: OnProgress | None) -> Task:
-    train, fraction = labelled.images, experiment.data.val_fraction
+    train, fraction, most = labelled.images, experiment.data.val_fraction, experiment.data.train_images
     if train.labels_n is None and any(chosen.needs == "labels" for chosen in experiment.eval.chosen):
         raise ValueError(
             "eval.protocols need images in class folders, got images without labels; set eval.protocols=[]."
@@ -119,7 +119,7 @@ def _task(dataset: Any, labelled: Opened, experiment: Experiment, on_progress: O
     if test is not None and test.images.classes != train.classes:
         counts = f"{len(train.classes)} and {len(test.images.classes)}"
         raise ValueError(f"train and test must have the same classes, got {counts}.")
-    train_index, val_index = map(labelled.whole, hold_out(len(train), fraction))
+    train_index, val_index = map(labelled.whole, hold_out(len(train), fraction, most))
     if not len(train_index) or not len(val_index):
         raise ValueError(f"data.val_fraction must leave images on both sides, got {fraction} of {len(train)}.")
     return Task(

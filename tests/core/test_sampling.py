@@ -62,6 +62,14 @@ def test_hold_out__is_frozen_and_nested():
     assert set(hold_out(1000, 0.05)[1].tolist()) < set(hold_out(1000, 0.1)[1].tolist())
 
 
+def test_hold_out__of_fewer_train_images_are_a_part_of_more_and_hold_out_the_same():
+    everything, held = hold_out(1000, 0.1)
+    (few, held_by_few), (more, held_by_more) = hold_out(1000, 0.1, 50), hold_out(1000, 0.1, 400)
+    assert (len(few), len(more)) == (50, 400) and set(few.tolist()) < set(more.tolist()) < set(everything.tolist())
+    assert torch.equal(held, held_by_few) and torch.equal(held, held_by_more)
+    assert torch.equal(hold_out(1000, 0.1, 5000)[0], everything)
+
+
 @pytest.mark.parametrize(("n", "size"), [(0, 2), (1, 3), (10, 3), (9, 3)])
 def test_rank_share__partitions_the_indices(n, size):
     shares = [rank_share(torch.arange(n), rank, size).tolist() for rank in range(size)]

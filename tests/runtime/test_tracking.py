@@ -598,6 +598,9 @@ def test_run__knows_its_configuration_data_and_environment(target):
     assert counts["train"] + counts["val"] == 1438 and counts["val"] == 143
     other = {i.dataset.digest for i in tracking.dataset_inputs(experiment.override({"data.val_fraction": 0.2}))}
     assert len(other & {d.digest for d in used.values()}) == 1  # the test images are the same
+    fewer = tracking.dataset_inputs(experiment.override({"data.train_images": 100}))
+    assert [json.loads(i.dataset.profile)["images"] for i in fewer][:2] == [100, 143]
+    assert len({i.dataset.digest for i in fewer} & {d.digest for d in used.values()}) == 2  # held out and test images
 
 
 def git(folder, *arguments):

@@ -45,9 +45,10 @@ def dataset_inputs(experiment: Experiment) -> list[DatasetInput]:
     for split, (fingerprint, count) in _sources(data.name, data.root).items():
         parts: dict[str, tuple[str, int]] = {"test": (fingerprint, count)}
         if split == "train":
-            train_index, val_index = hold_out(count, data.val_fraction)
+            train_index, val_index = hold_out(count, data.val_fraction, data.train_images)
             held = f"{fingerprint}|val_fraction={data.val_fraction}"
-            parts = {"train": (held, len(train_index)), "val": (f"{held}|val", len(val_index))}
+            trained = held if data.train_images is None else f"{held}|train_images={data.train_images}"
+            parts = {"train": (trained, len(train_index)), "val": (f"{held}|val", len(val_index))}
         inputs += [_input(data.name, data.root, context, *part) for context, part in parts.items() if part[1]]
     return inputs
 
