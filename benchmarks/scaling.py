@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from measuring import device, machine, parser, table, write
 
+from amt_ray.core.ports import Silent
+
 EXPERIMENT = {
     "name": "scaling",
     "data": {"name": "shapes", "image_size": 32, "options": {"count_train": 1024, "count_test": 64, "size_px": 32}},
@@ -43,7 +45,7 @@ def experiment(workers: int, epochs: int) -> Any:
     })  # fmt: skip
 
 
-class Speeds:
+class Speeds(Silent):
     """A reporter that keeps each epoch's images a second."""
 
     def __init__(self, path: Path | None) -> None:
@@ -54,12 +56,6 @@ class Speeds:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(f"{values['perf/images_per_s']}\n")
-
-    def progress(self, epoch: int, share: float) -> None:
-        """Nothing."""
-
-    def image(self, name: str, png: bytes) -> None:
-        """Nothing."""
 
 
 class NoCheckpoints:
@@ -89,14 +85,16 @@ def under_ray(workers: int, epochs: int, path: Path) -> None:
     from amt_ray.runtime.ray_train import trainer
 
     told = {"workers": workers, "epochs": epochs, "path": str(path)}
-    trainer(work, told, experiment(workers, epochs), path.stem, path.parent).fit()
+    trainer(work, told, experiment(workers, epochs), path.stem, str(path.parent)).fit()
 
 
 def under_torchrun(workers: int, epochs: int, path: Path) -> None:
     """The loop on torchrun's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", __file__]
     more = {**os.environ, "SCALING_WORK": str(path), "SCALING_WORKERS": str(workers), "SCALING_EPOCHS": str(epochs)}
-    subprocess.run(command, check=True, env=more | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    done = subprocess.run(command, env=more | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"torchrun's workers failed:\n{done.stderr[-4000:]}")
 
 
 def torchrun_worker() -> None:
