@@ -272,7 +272,9 @@ class Book:
 
     def progressed(self, task: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """An epoch of a task is over."""
-        epoch = int(result.get("epoch", 0))
+        if "epoch" not in result:  # it has failed
+            return
+        epoch = int(result["epoch"])
         if task["kind"] == "warmup":
             shared = self.warmups[task["key"]]
             shared.reached, shared.run_id = max(shared.reached, epoch), result.get("run_id", shared.run_id)

@@ -7,7 +7,7 @@ checkpoints, so nothing of Tune's own state has to outlive a stop.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from amt_ray.book import Book
 from amt_ray.config import Attention, Experiment
+from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import ledger, local, ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, worker_resources
@@ -28,7 +29,7 @@ from amt_ray.runtime.progress import Board
 from amt_ray.runtime.schedulers import build_scheduler
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.trial_deadline import TrialDeadline
-from amt_ray.runtime.watch import TrialWatch
+from amt_ray.runtime.watch import FAILED, TrialWatch
 from amt_ray.space import label
 from amt_ray.trials import trial_experiment
 
@@ -91,7 +92,7 @@ def run_task(config: dict[str, Any], told: dict[str, Any]) -> None:
         config: The task, as the book gave it.
         told: What all tasks of the sweep share.
     """
-    target, storage = tracking.Target(**told["target"]), told["storage"]
+    target = tracking.Target(**told["target"])
     base = Experiment.model_validate(told["experiment"])
     forks: dict[int, list[Attention]] | None = None
     if config["kind"] == "warmup":
@@ -105,11 +106,26 @@ def run_task(config: dict[str, Any], told: dict[str, Any]) -> None:
         experiment = trial_experiment(base, overrides)
         name = trial_name(config, base)
         run_id = _child(target, experiment, name, told["parent"], "trial", ledger.trial_tags(config))
-    origin = origin_of(config, storage)
+    origin = origin_of(config, told["storage"])
     if origin is not None and origin.clone:
         _note_clone(target, run_id, config)
     if base.sweep is not None and base.sweep.pbt is not None:
         experiment = experiment.override({"train.keep_checkpoints": experiment.train.epochs})
+    try:
+        _train(experiment, target, run_id, told, forks, origin)
+    except NotFiniteError as error:  # raised, it would be tried again, to find the same
+        tune.report({"run_id": run_id, FAILED: str(error)})
+
+
+def _train(
+    experiment: Experiment,
+    target: tracking.Target,
+    run_id: str,
+    told: Mapping[str, Any],
+    forks: Mapping[int, Sequence[Attention]] | None,
+    origin: Origin | None,
+) -> None:
+    storage = told["storage"]
     if experiment.ray.num_workers > 1:
         callbacks = [TuneReportCallback(), Holding(told["groups"], run_id)]
         ray_train.fit(experiment, target, run_id, storage, callbacks, forks, origin)

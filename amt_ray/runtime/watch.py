@@ -16,6 +16,7 @@ from amt_ray.runtime.storage import StoredCheckpoints, joined
 from amt_ray.space import label
 
 SPENT_EVERY_S = 30.0
+FAILED = "failed"  # in a result: why a task has ended that is not to be tried again
 
 
 class TrialWatch(tune.Callback):  # type: ignore[misc]
@@ -53,6 +54,9 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A task has ended, or was stopped."""
         result, task = trial.last_result or {}, trial.config
+        if FAILED in result:
+            self._failed(trial, result[FAILED])
+            return
         self.book.running.discard(trial.trial_id)
         early = self._early(task, int(result.get("epoch", 0)))
         self.book.finished(task, failed=False, early=early)
@@ -67,11 +71,14 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A task has failed for good."""
-        reason = next((s for s in reversed(str(trial.get_error() or "").splitlines()) if s.strip()), "no reason given")
+        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+        self._failed(trial, lines[-1] if lines else "no reason given")
+
+    def _failed(self, trial: Any, reason: str) -> None:
         self.book.running.discard(trial.trial_id)
         self.book.finished(trial.config, failed=True)
-        self._close(trial.config, trial.last_result or {}, "FAILED", {"amt_ray.error": reason.strip()[:500]})
-        self.board.say(f"  failed: {self.name_of(trial.config)}: {reason.strip()}")
+        self._close(trial.config, trial.last_result or {}, "FAILED", {"amt_ray.error": reason[:500]})
+        self.board.say(f"  failed: {self.name_of(trial.config)}: {reason}")
         self._show()
 
     def _early(self, task: Mapping[str, Any], epoch: int) -> str | None:

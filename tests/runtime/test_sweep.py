@@ -158,6 +158,19 @@ def test_sweep__a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(plac
     assert steps(client, run.info.run_id, "train/loss") == list(range(1, 13))
 
 
+@pytest.mark.faults
+def test_sweep__a_trial_whose_loss_is_not_finite_fails_once_and_the_others_go_on(place, client):
+    search = {"space": {"optim.base_lr": {"grid": [1e-3, 1e30]}}, "max_failures": 3}
+    console = quiet()
+    parent = sweep(small("infinite", masking__warmup_epochs=0, sweep=search), console)
+    by_status = {run.info.status: run for run in children(client, parent)}
+    assert by_status.keys() == {"FINISHED", "FAILED"} and client.get_run(parent).info.status == "FINISHED"
+    failed = by_status["FAILED"]
+    assert failed.data.params["optim.base_lr"] == "1e+30" and "must stay finite" in failed.data.tags["amt_ray.error"]
+    assert console.file.getvalue().count("  failed: ") == 1
+    assert list(place.rglob(f"{parent}/**/tune-*")) and not list(place.rglob(f"{parent}/**/error.txt"))  # no other try
+
+
 def command(folder, *arguments):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MLFLOW_TRACKING_URI": ""}
     environment.pop("RAY_ADDRESS", None)
