@@ -8,7 +8,8 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import TrialState
 
-from amt_ray.config import Attention, Experiment
+from amt_ray.config import Experiment
+from amt_ray.sections import Attention
 from amt_ray.space import FromOptuna, Point, Points, draw_point, sweep_of
 from amt_ray.sweep_section import canonical
 from amt_ray.trials import (

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amt_ray.config import ConfigError, Experiment, Moving
+from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.attention import resolve_layers
 from amt_ray.core.plan import InfeasibleError
 from amt_ray.section import InfeasiblePointError
+from amt_ray.sections import Moving
 from amt_ray.sweep_section import Axis, Sweep, canonical
 
 MASK, THROW, LAYERS = "masking.mask_ratio", "masking.throw_ratio", "attention.layers"

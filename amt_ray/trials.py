@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amt_ray.config import Attention, Experiment, experiment_from
+from amt_ray.config import Experiment, experiment_from
+from amt_ray.sections import Attention
 from amt_ray.space import LAYERS, Point, Points, sweep_of
 from amt_ray.sweep_section import Budget, canonical
 

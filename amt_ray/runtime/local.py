@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from amt_ray import plugins
-from amt_ray.config import Attention, ConfigError, Experiment
+from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.blocks import recompute_activations
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
@@ -26,6 +26,7 @@ from amt_ray.core.weights import start_from
 from amt_ray.runtime.lineage import Descended, Origin
 from amt_ray.runtime.splits import Splits, load_splits
 from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched
+from amt_ray.sections import Attention
 
 PREVIEW_IMAGES = 8
 ROLL_BACKS = 3

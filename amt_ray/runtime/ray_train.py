@@ -9,7 +9,7 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from amt_ray.config import Attention, Experiment
+from amt_ray.config import Experiment
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Silent
 from amt_ray.runtime import local
@@ -18,6 +18,7 @@ from amt_ray.runtime.deadline import StartDeadline
 from amt_ray.runtime.lineage import Origin
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.tracking import MlflowReporter, Target
+from amt_ray.sections import Attention
 
 RESIZE_EVERY_S = 60.0
 

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from amt_ray.book import Book
-from amt_ray.config import Attention, Experiment
+from amt_ray.config import Experiment
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import ledger, local, ray_train, tracking
@@ -30,6 +30,7 @@ from amt_ray.runtime.schedulers import build_scheduler
 from amt_ray.runtime.storage import joined
 from amt_ray.runtime.trial_deadline import TrialDeadline
 from amt_ray.runtime.watch import FAILED, TrialWatch
+from amt_ray.sections import Attention
 from amt_ray.space import label
 from amt_ray.trials import trial_experiment
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from amt_ray.config import Attention
 from amt_ray.core.checkpoint import read_scores, read_training, read_weights
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import local
 from amt_ray.runtime.lineage import Descended, Origin
 from amt_ray.runtime.storage import StoredCheckpoints, joined
+from amt_ray.sections import Attention
 from amt_ray.trials import warmup_of
 from tests.runtime.test_local import Recorder, equal_states
 from tests.tiny import tiny
