@@ -230,7 +230,7 @@ class Book:
     def _draw(self) -> Entry:
         """Ask Optuna for a point; its trial of the first seed."""
         study = self._study()
-        number = len(study.trials)
+        number = len(study.get_trials(deepcopy=False))  # `study.trials` copies all that was ever asked
         sampler = optuna.samplers.TPESampler(seed=self.experiment.seed * 100_003 + number, constant_liar=True)
         study.sampler = sampler  # a seed of its own for every draw: the same draws after a stop
         asked = study.ask()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amt_ray.core.noise import Purpose, bits
+from amt_ray.core.noise import CHUNK, Purpose, bits
 
 
 class MicroBatch(NamedTuple):
@@ -73,10 +73,18 @@ def hold_out(num_images: int, fraction: float, most: int | None = None) -> tuple
     others at most ``most`` are trained on, fewer being a part of more.
     """
     everything = torch.arange(num_images)
-    by_hash = bits(0, 0, everything, Purpose.HOLD_OUT, 1).squeeze(1).argsort(stable=True)
+    hashes = [bits(0, 0, some, Purpose.HOLD_OUT, 1).squeeze(1) for some in everything.split(CHUNK)]
+    by_hash = torch.cat(hashes).argsort(stable=True)
     held = int(num_images * fraction)
     kept = by_hash[held:] if most is None else by_hash[held : held + most]
-    return kept.sort().values, by_hash[:held].sort().values
+    return _increasing(kept, num_images), _increasing(by_hash[:held], num_images)
+
+
+def _increasing(chosen: Tensor, num_images: int) -> Tensor:
+    """Distinct indices in order; at millions of them faster than a sort."""
+    is_chosen = torch.zeros(num_images, dtype=torch.bool)
+    is_chosen[chosen] = True
+    return is_chosen.nonzero().squeeze(1)
 
 
 def equal_share(index_n: Tensor, rank: int, size: int) -> Tensor:

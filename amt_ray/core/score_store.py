@@ -7,6 +7,8 @@ from torch import Tensor
 
 from amt_ray.core.ports import Ranks, Solo
 
+LOADED = 1 << 14  # maps restored at a time: a look at all of them for what is not finite takes twice their memory
+
 
 class ScoreStore:
     """Score maps of the whole images of a data set, as float16 (scores are in [0, 1]: an error below 0.0005).
@@ -74,5 +76,6 @@ class ScoreStore:
         assert isinstance(maps, Tensor) and isinstance(epoch, int)
         if maps.shape != self.maps.shape:
             raise ValueError(f"scores must be {tuple(self.maps.shape)}, got {tuple(maps.shape)}.")
-        self.write(torch.arange(len(maps)), maps)
+        for index_B, some in zip(torch.arange(len(maps)).split(LOADED), maps.split(LOADED), strict=True):
+            self.write(index_B, some)
         self.complete(epoch)

@@ -1,7 +1,7 @@
 """A sweep's books as MLflow has them: what earlier sittings tried, and how far each trial came."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow.entities import Run
@@ -13,6 +13,7 @@ from amt_ray.space import sweep_of
 from amt_ray.trials import Spending, Trial, trial_experiment, warmup_of
 
 TRIAL, WARMUP, EARLY, SPENT = "amt_ray.trial", "amt_ray.warmup", "amt_ray.stopped_early", "amt_ray.spent_s"
+LOSS = "train/loss"  # of every epoch: its last one is how far a run came
 NOW = "amt_ray.point_now"  # a moved point; TRIAL keeps the first, by which a trial is known again
 BY_BUDGET = "budget"
 
@@ -39,8 +40,14 @@ def children(target: Target, parent: str, kind: str) -> list[Run]:
 
 def known_entries(target: Target, parent: str, experiment: Experiment) -> list[Entry]:
     """The trials of earlier sittings, by number."""
+    # the trials' processes import this module, and need nothing of MLflow's database code
+    from amt_ray.report.history import read_histories
+
     runs = [run for run in children(target, parent, "trial") if TRIAL in run.data.tags]
-    return sorted((_entry(target, run, experiment) for run in runs), key=lambda entry: entry.index)
+    metric, ids = sweep_of(experiment).metric, [run.info.run_id for run in runs]
+    curves = read_histories(target.client, dict.fromkeys((LOSS, metric), ids))  # of 1,000 trials in seconds
+    entries = [_entry(run, experiment, curves.get(run.info.run_id, {})) for run in runs]
+    return sorted(entries, key=lambda entry: entry.index)
 
 
 def known_warmups(target: Target, parent: str) -> dict[str, tuple[str, int]]:
@@ -50,7 +57,7 @@ def known_warmups(target: Target, parent: str) -> dict[str, tuple[str, int]]:
 
 
 def _epochs(target: Target, run: Run) -> int:
-    return max((point.step for point in target.client.get_metric_history(run.info.run_id, "train/loss")), default=0)
+    return max((point.step for point in target.client.get_metric_history(run.info.run_id, LOSS)), default=0)
 
 
 def spending(target: Target, parent: str, experiment: Experiment, entries: list[Entry]) -> Spending:
@@ -62,13 +69,12 @@ def spending(target: Target, parent: str, experiment: Experiment, entries: list[
     return Spending(sweep_of(experiment).budget, len(entries), trained, seconds, gpus * sum(e.train_s for e in entries))
 
 
-def _entry(target: Target, run: Run, experiment: Experiment) -> Entry:
+def _entry(run: Run, experiment: Experiment, curves: Mapping[str, Sequence[tuple[int, float]]]) -> Entry:
     told, tags, metrics = json.loads(run.data.tags[TRIAL]), run.data.tags, run.data.metrics
     trial = Trial(told["point"], told["seed"], told["baseline"], told["epochs"])
     own, sweep = trial_experiment(experiment, trial.overrides), sweep_of(experiment)
     warmup, early = warmup_of(own), tags.get(EARLY)
     ended = run.info.status == "FINISHED" and not (early or "").startswith(BY_BUDGET)
-    history = target.client.get_metric_history(run.info.run_id, sweep.metric)
     return Entry(
         index=int(tags["amt_ray.point"]),
         trial=trial,
@@ -78,11 +84,11 @@ def _entry(target: Target, run: Run, experiment: Experiment) -> Entry:
         drawn=told["drawn"],
         now=json.loads(tags[NOW]) if NOW in tags else None,
         status="ended" if ended else "waiting",
-        epoch=_epochs(target, run),
+        epoch=max((epoch for epoch, _ in curves.get(LOSS, ())), default=0),
         value=metrics.get(sweep.metric),
         cost=metrics.get(sweep.cost) if sweep.cost else None,
         early=early if ended else None,
         run_id=run.info.run_id,
-        values=sorted((point.step, point.value) for point in history),
+        values=list(curves.get(sweep.metric, ())),
         train_s=metrics.get("perf/train_s", 0.0),
     )
