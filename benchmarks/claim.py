@@ -1,7 +1,7 @@
 """The paper's claim: MAE against masking by attention against AMT, from pretraining to the table and the curves.
 
     python benchmarks/claim.py --data cifar10|tiny_imagenet --root PATH [--size cpu|gpu] [--recipe]
-                               [--set key=value ...] [--out FOLDER] [--json PATH] [--quick]
+                               [--equal epochs FLOPs] [--set key=value ...] [--out FOLDER] [--json PATH] [--quick]
 
 Two sweeps: every arm at equal epochs (`experiments/claim_DATA_SIZE.yaml`), and AMT at the FLOPs of MAE's epochs. With
 `--recipe` MAE's own linear probe of every encoder as well. All is in MLflow: the same command goes on with
@@ -138,12 +138,14 @@ def main() -> None:
     told.add_argument("--data", choices=["cifar10", "tiny_imagenet"], default="cifar10")
     told.add_argument("--root", required=True)
     told.add_argument("--size", choices=["cpu", "gpu"], default="cpu")
+    told.add_argument("--equal", nargs="+", choices=["epochs", "FLOPs"], default=["epochs", "FLOPs"])
     told.add_argument("--recipe", action="store_true", help=f"also {RECIPE} of every encoder")
     told.add_argument("--set", action="append", default=[])
     told.add_argument("--out", type=Path, default=Path("."))
     args = told.parse_args()
     console = Console()
-    sweeps = {equal: finished(experiment, console) for equal, experiment in studies(args).items()}
+    wanted = {equal: experiment for equal, experiment in studies(args).items() if equal in ("epochs", *args.equal)}
+    sweeps = {equal: finished(experiment, console) for equal, experiment in wanted.items()}
     mae = by_arm(sweeps["epochs"])["MAE .75"]
     base = figures(mae, args.recipe)
     cost = {seed: run.experiment.course.cost().flops for seed, run in mae.items()}

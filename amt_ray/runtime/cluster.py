@@ -52,7 +52,8 @@ def connected(experiment: Experiment) -> Iterator[None]:
     passed_on = (*QUIET, *CACHE_VARIABLES, START_ATTEMPT)
     variables = {key: os.environ[key] for key in passed_on if key in os.environ}
     variables |= tracking_environment() | storage_environment()
-    address = cluster_address(experiment)
+    # "local": given nothing, Ray would join what it last heard of on this machine, or wait for it if it was killed
+    address = cluster_address(experiment) or "local"
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
     except ConnectionError as error:

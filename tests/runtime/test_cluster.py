@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.runtime.shared_ray import nodes_in
 from tests.tiny import TREE, tiny
 
 pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,19 @@ def joined(nodes):
 
 def on_cluster(nodes, **overrides):
     return tiny(ray__address=nodes.cluster.address, tracking__uri="http://127.0.0.1:1/", **overrides)
+
+
+def test_without_an_address__ray_is_started_and_none_that_is_known_here_is_joined(nodes):
+    """Ray remembers the newest cluster of the machine; one that was killed would be waited for, for minutes."""
+    program = (
+        "import ray; from amt_ray.runtime.cluster import connected; from tests.tiny import tiny\n"
+        "with connected(tiny()): print('joined', ray.get_runtime_context().gcs_address, len(ray.nodes()))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    _, address, count = done.stdout.splitlines()[-1].split()
+    assert address != nodes.cluster.address and count == "1", done.stderr
 
 
 def test_submit__trains_on_two_nodes_with_the_code_and_yaml_of_here(nodes, file):
