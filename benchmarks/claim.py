@@ -6,7 +6,9 @@
 Two sweeps: every arm at equal epochs (`experiments/claim_DATA_SIZE.yaml`), and AMT at the FLOPs of MAE's epochs. With
 `--recipe` MAE's own linear probe of every encoder as well. All is in MLflow: the same command goes on with
 what is not finished, and once all is, only writes the report. "gain" is the difference to MAE seed by seed, in points,
-with its 95% interval (Student's t); "cost" is the FLOPs of the training over MAE's.
+with its 95% interval (Student's t); "cost" is the FLOPs of the training over MAE's. The second table says where the
+trained encoders look: each layer's score mass on the outermost patches of held-out images over those patches' share of
+the area, and likewise on the objects' boxes where the data have some; 1 is chance.
 """
 
 from pathlib import Path
@@ -22,8 +24,11 @@ from rich.console import Console
 
 import amt_ray
 from amt_ray.config import Experiment, load_experiment
+from amt_ray.core.attention import score_maps
+from amt_ray.core.ports import Solo
 from amt_ray.report.statistics import Paired, Summary
-from amt_ray.runtime import tracking
+from amt_ray.runtime import local, tracking
+from amt_ray.runtime.splits import load_splits
 from amt_ray.runtime.sweep import recorded
 from amt_ray.runtime.sweep import sweep as run_sweep
 
@@ -33,6 +38,7 @@ ARMS = {
     ("amt", "0.45"): "AMT .45 + .40",
 }
 FIGURES = {"linear": "test/linear_top1", "knn": "test/knn_top1"}
+LOOKED_AT = 500  # held-out images
 RECIPE = "mae-linear-90"
 QUICK = (
     "train.epochs=4", "masking.warmup_epochs=1", "masking.refresh_every_epochs=1", "data.train_images=1000",
@@ -97,6 +103,28 @@ def figures(runs: dict[int, amt_ray.Run], with_recipe: bool) -> dict[str, dict[i
     """Each figure by seed."""
     found = {name: {seed: run.metrics[key] for seed, run in runs.items()} for name, key in FIGURES.items()}
     return found | ({"recipe": {seed: recipe(run) for seed, run in runs.items()}} if with_recipe else {})
+
+
+def looks(runs: dict[int, amt_ray.Run]) -> list[dict[str, object]]:
+    """Where each layer of the trained encoders looks, the mean over seeds: a row a layer."""
+    found = []
+    for run in runs.values():
+        experiment, encoder = run.experiment, amt_ray.encoder(run)
+        splits = load_splits(experiment)
+        images = splits.images.whole(splits.held_out[:LOOKED_AT], experiment.image_size)
+        maps_BLGW = score_maps(encoder, images, range(encoder.depth)).unflatten(2, encoder.grid)
+        inside = maps_BLGW[:, :, 1:-1, 1:-1].sum((2, 3)) / maps_BLGW.sum((2, 3))
+        area = 1 - (encoder.grid[0] - 2) * (encoder.grid[1] - 2) / encoder.num_patches
+        energy = local.attention_on_objects(experiment, splits, Solo())
+        boxes = energy(encoder) if energy else {}
+        border = ((1 - inside.mean(0)) / area).tolist()
+        found.append([(b, boxes.get(f"attention/box_energy_layer_{i:02d}")) for i, b in enumerate(border)])
+    rows = []
+    for layer, each in enumerate(zip(*found, strict=True)):
+        border, box = zip(*each, strict=True)
+        rows.append({"layer": layer, "border": sum(border) / len(border)})
+        rows[-1] |= {} if None in box else {"box": sum(box) / len(box)}
+    return rows
 
 
 def shown(values: dict[int, float], minus: dict[int, float] | None = None) -> str:
@@ -166,13 +194,17 @@ def main() -> None:
                     row[f"{name}_p"] = Paired(Summary(of)).p
             rows.append(row)
     print(f"{machine()}; {sweeps['epochs'].experiment.name}")
+    looked: list[dict[str, object]] = [
+        {"arm": arm, **row} for arm, runs in by_arm(sweeps["epochs"]).items() for row in looks(runs)
+    ]
     columns = {"equal": "", "arm": "", "seeds": "d", "epochs": "d", "cost": ".2f", "train_s": ",.0f"}
     for name in base:
         columns |= {name: "", f"{name} gain": ""}
     print(table(({key: row.get(key) for key in columns} for row in rows), columns))
+    print(table(looked, {"arm": "", "layer": "d", "border": ".2f", "box": ".2f"}))
     args.out.mkdir(parents=True, exist_ok=True)
     draw(sweeps, args.out / f"{sweeps['epochs'].experiment.name}.png")
-    write(args.json, rows)
+    write(args.json, rows, looks=looked)
 
 
 if __name__ == "__main__":
