@@ -155,6 +155,7 @@ def draw(sweeps: dict[str, amt_ray.Sweep], path: Path) -> None:
                 epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color()
             )
         axis.set(title=CURVES[key], xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
