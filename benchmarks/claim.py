@@ -141,7 +141,7 @@ def draw(sweeps: dict[str, amt_ray.Sweep], path: Path) -> None:
     there = [key for key in CURVES if any(len(run.history(key)) > 1 for runs in arms.values() for run in runs.values())]
     figure, axes = plt.subplots(1, len(there), figsize=(4.6 * len(there), 3.8), squeeze=False, layout="constrained")
     for axis, key in zip(axes[0], there, strict=True):
-        for (equal, arm), runs in arms.items():
+        for number, ((equal, arm), runs) in enumerate(arms.items()):
             curves = [run.history(key) for run in runs.values()]
             epochs = [epoch for epoch in curves[0].index if all(epoch in curve.index for curve in curves)]
             values = [[float(curve[epoch]) for curve in curves] for epoch in epochs]
@@ -150,7 +150,9 @@ def draw(sweeps: dict[str, amt_ray.Sweep], path: Path) -> None:
             mark = "o" if len(epochs) < 12 else None
             style, label = ("-", arm) if equal == "epochs" else ("--", f"{arm}, equal FLOPs")
             means = [sum(v) / len(v) for v in values]
-            line = axis.plot(epochs, means, linestyle=style, label=label, marker=mark, markersize=3.5)[0]
+            line = axis.plot(
+                epochs, means, linestyle=style, label=label, marker=mark, markersize=3.5, color=f"C{number}"
+            )[0]
             axis.fill_between(
                 epochs, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color()
             )
