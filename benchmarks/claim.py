@@ -41,8 +41,9 @@ FIGURES = {"linear": "test/linear_top1", "knn": "test/knn_top1"}
 LOOKED_AT = 500  # held-out images
 RECIPE = "mae-linear-90"
 QUICK = (
-    "train.epochs=4", "masking.warmup_epochs=1", "masking.refresh_every_epochs=1", "data.train_images=1000",
-    "eval.every_epochs=2", "optim.warmup_epochs=1", "sweep.seeds=[0,1]", "data.val_fraction=0.02",
+    "train.epochs=2", "masking.warmup_epochs=1", "masking.refresh_every_epochs=1", "data.train_images=500",
+    "eval.every_epochs=1", "optim.warmup_epochs=1", "sweep.seeds=[0,1]", "data.val_fraction=0.02",
+    "model.encoder={embed_dim: 32, depth: 2, num_heads: 2}", "model.decoder={embed_dim: 32, depth: 1, num_heads: 2}",
 )  # fmt: skip
 CURVES = {
     "eval/linear_top1": "linear probe, held-out images",
