@@ -336,6 +336,19 @@ class Pretraining:
             f"has all), at learning rate {lr:.3g}; {kept}. A lower optim.base_lr or optim.clip_grad may help."
         )
 
+    def refresh_if_due(self, at_refresh: AtRefresh | None) -> dict[str, float]:
+        """Score all images, if that is due before this epoch; what it took, and ``at_refresh``'s metrics."""
+        metrics: dict[str, float] = {}
+        if not (self.strategy_now().needs_scores and self.schedule.refresh_due(self.epoch)):
+            return metrics
+        if self.scores.refreshed_at_epoch != self.epoch:  # else they came with the checkpoint
+            started = time.monotonic()
+            self.refresh_scores()
+            metrics["perf/refresh_s"] = time.monotonic() - started
+            self.train_s += metrics["perf/refresh_s"]
+        metrics |= at_refresh(self.whole_model()) if at_refresh is not None else {}
+        return metrics
+
     def roll_back(self, error: NotFiniteError, reporter: Reporter, checkpoints: Checkpoints) -> None:
         """Go back to the newest checkpoint, with half the learning rate from there on; every rank calls it.
 
@@ -392,14 +405,7 @@ class Pretraining:
             for epoch, known in self.history.items() if replay else ():
                 reporter.metrics(known, epoch)
         while self.epoch < (max(forks) if forks else self.schedule.epochs):
-            metrics: dict[str, float] = {}
-            if self.strategy_now().needs_scores and self.schedule.refresh_due(self.epoch):
-                if self.scores.refreshed_at_epoch != self.epoch:  # else they came with the checkpoint
-                    started = time.monotonic()
-                    self.refresh_scores()
-                    metrics["perf/refresh_s"] = time.monotonic() - started
-                    self.train_s += metrics["perf/refresh_s"]
-                metrics |= at_refresh(self.whole_model()) if at_refresh is not None else {}
+            metrics = self.refresh_if_due(at_refresh)
             try:
                 metrics |= self.train_epoch(reporter)
             except NotFiniteError as error:
