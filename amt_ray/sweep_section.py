@@ -60,11 +60,9 @@ class ASHA(Section):
     reduction_factor: float = Field(3, gt=1)
 
 
-class HyperBand(Section):
+class HyperBand(ASHA):
     """Asynchronous HyperBand: ASHA in several brackets, each with a later first look, so that slow starters live."""
 
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: float = Field(3, gt=1)
     brackets: int = Field(3, ge=2)
 
 

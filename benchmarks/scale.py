@@ -12,6 +12,7 @@ written (about 8 GB, deleted at the end). Ray is started for the last part alone
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import scale_core as core
 import scale_runtime as runtime
@@ -54,6 +55,17 @@ def measured(quick: bool, folder: Path, only: list[str] | None) -> Iterator[tupl
             yield f"start {found['workers']:.0f}", found
 
 
+Row = Callable[[str, float | None, float | None, str], None]
+
+
+class Sizes(NamedTuple):
+    """A's and B's bytes of a checkpoint, and with them, assumed, images/s of a GPU and hours of an epoch."""
+
+    checkpoints: list[int]
+    images_per_s: list[float]
+    epoch_h: list[float]
+
+
 def reckoned(known: dict[str, Constants]) -> list[dict[str, object]]:
     """Rows of the two scenarios, by bytes that are formulas and by the constants that were measured."""
     rows: list[dict[str, object]] = []
@@ -61,14 +73,25 @@ def reckoned(known: dict[str, Constants]) -> list[dict[str, object]]:
     def row(what: str, a: float | None, b: float | None, unit: str) -> None:
         rows.append({"what": what, "A": a, "B": b, "unit": unit})
 
+    multiples(row, known, formulas(row))
+    return rows
+
+
+def formulas(row: Row) -> Sizes:
+    """Rows of what the sizes alone say."""
     base, large = experiment("base"), experiment("large", AT_ONCE)
     scores = [score_store_bytes(own.shape, n) for own, n in ((base, IMAGENET_1K), (large, IMAGENET_22K))]
-    whole = [checkpoint_bytes(own.shape, n) for own, n in ((base, IMAGENET_1K), (large, IMAGENET_22K))]
+    checkpoints = [checkpoint_bytes(own.shape, n) for own, n in ((base, IMAGENET_1K), (large, IMAGENET_22K))]
     row("score maps, a node", A_NODE * scores[0] / GB, scores[1] / GB, "GB")
-    row("a checkpoint", whole[0] / GB, whole[1] / GB, "GB")
-    row("score maps' share of it", scores[0] / whole[0], scores[1] / whole[1], "")
-    row(f"checkpoints kept ({KEPT} a run)", KEPT * TRIALS * whole[0] / GB, KEPT * whole[1] / GB, "GB")
-    row("checkpoints written in all, one an epoch", TRIALS * EPOCHS * whole[0] / GB, EPOCHS * whole[1] / GB, "GB")
+    row("a checkpoint", checkpoints[0] / GB, checkpoints[1] / GB, "GB")
+    row("score maps' share of it", scores[0] / checkpoints[0], scores[1] / checkpoints[1], "")
+    row(f"checkpoints kept ({KEPT} a run)", KEPT * TRIALS * checkpoints[0] / GB, KEPT * checkpoints[1] / GB, "GB")
+    row(
+        "checkpoints written in all, one an epoch",
+        TRIALS * EPOCHS * checkpoints[0] / GB,
+        EPOCHS * checkpoints[1] / GB,
+        "GB",
+    )
     image = 3 * core.SIDE**2
     row("decoded images, a node", image * IMAGENET_1K / GB, image * IMAGENET_22K / GB, "GB")
     flops = [step_cost(own.shape, own.course.counts(EPOCHS - 1)).flops for own in (base, large)]
@@ -77,12 +100,21 @@ def reckoned(known: dict[str, Constants]) -> list[dict[str, object]]:
     row("reads of images, a node", *(A_NODE * each * image / GB for each in speed), "GB/s")
     hours = [IMAGENET_1K / speed[0] / 3600, IMAGENET_22K / AT_ONCE / speed[1] / 3600]
     row("an epoch's training (assumed, as above)", *(60 * each for each in hours), "min")
+    return Sizes(checkpoints, speed, hours)
+
+
+def multiples(row: Row, known: dict[str, Constants], sizes: Sizes) -> None:
+    """Rows of measured constants times sizes; each only where its part was measured."""
     if "reads" in known:
         cached = known["reads"]["cached_images_per_s"]
-        row("cores that copy images for a node, cached", *(A_NODE * each / cached for each in speed), "cores")
+        row(
+            "cores that copy images for a node, cached",
+            *(A_NODE * each / cached for each in sizes.images_per_s),
+            "cores",
+        )
     if "checkpoint A" in known:
         rate = known["checkpoint A"]["bytes"] / known["checkpoint A"]["save_cpu_s"]
-        row("saving a checkpoint, an epoch, at least (CPU s)", *(each / rate for each in whole), "s")
+        row("saving a checkpoint, an epoch, at least (CPU s)", *(each / rate for each in sizes.checkpoints), "s")
     for name, key, what in (
         ("sampling", "order_s", "an epoch's order, each rank (CPU s)"),
         ("sampling", "hold_out_s", "the held-out images, once a process (CPU s)"),
@@ -108,7 +140,7 @@ def reckoned(known: dict[str, Constants]) -> list[dict[str, object]]:
         row("MLflow: points of training", *(each / 1e6 for each in training), "million")
         # MLflow's monitor samples five values of every GPU of the machine, on which other trials run as well
         each = (sampled + 5 * A_NODE) * 3600 / SAMPLED_EVERY_S
-        system = [TRIALS * EPOCHS * hours[0] * each, EPOCHS * hours[1] * each]
+        system = [TRIALS * EPOCHS * sizes.epoch_h[0] * each, EPOCHS * sizes.epoch_h[1] * each]
         row("MLflow: points of the machine, every 10 s", *(some / 1e6 for some in system), "million")
         size = known["resuming"]["bytes_per_point"]
         row("MLflow: database, without the machine's", *(some * size / GB for some in training), "GB")
@@ -125,7 +157,6 @@ def reckoned(known: dict[str, Constants]) -> list[dict[str, object]]:
     if "shipped" in known:
         row("object store: shared by all trials, or told each worker",
             known["shipped"]["shared_bytes"] / 1e3, AT_ONCE * known["shipped"]["worker_bytes"] / 1e3, "kB")  # fmt: skip
-    return rows
 
 
 def main() -> None:
