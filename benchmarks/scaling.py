@@ -1,10 +1,12 @@
 """One training loop on 1, 2 and 4 workers: under Ray Train against torchrun, in turns.
 
-    python benchmarks/scaling.py [--workers 1 2 4] [--quick] [--json PATH]
+    python benchmarks/scaling.py [--workers 1 2 4] [--turns N] [--quick] [--json PATH]
 
 Both run `amt_ray.core.loop` on the same configuration, data, seed and global batch, one thread a worker. The figure is
-the epochs' own `perf/images_per_s` (without start-up and the first epoch): what Ray costs a step. "share" is
-Ray Train's images a second over torchrun's. More workers than cores say nothing about scaling, only about Ray.
+the epochs' own `perf/images_per_s` (without start-up and the first epoch): what Ray costs a step. A turn runs one after
+the other, and the next turn the other way round; its figure is the median of its epochs. "share" is Ray Train's images
+a second over torchrun's: the median over turns, with the least and the most. More workers than cores say nothing about
+scaling, only about Ray.
 """
 
 import os
@@ -109,27 +111,31 @@ def main() -> None:
     """Measure in turns, print the table."""
     told = parser(__doc__)
     told.add_argument("--workers", type=int, nargs="+")
+    told.add_argument("--turns", type=int)
     args = told.parse_args()
     counts = args.workers or ([1, 2] if args.quick else [1, 2, 4])
-    repeats, epochs = (1, 6) if args.quick else (3, 10)
+    turns, epochs = args.turns or (1 if args.quick else 5), 6 if args.quick else 16
     import ray
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", num_cpus=max(counts))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for workers in counts:
-            found: dict[str, list[float]] = {"ray": [], "torchrun": []}
-            for turn in range(repeats):
-                for name, start in (("torchrun", under_torchrun), ("ray", under_ray)):
+            found: dict[str, list[float]] = {"torchrun": [], "ray": []}
+            starts = [("torchrun", under_torchrun), ("ray", under_ray)]
+            for turn in range(turns):
+                for name, start in starts[:: 1 if turn % 2 == 0 else -1]:
                     path = Path(folder) / f"{name}_{workers}_{turn}.txt"
                     start(workers, epochs, path)
-                    found[name] += [float(line) for line in path.read_text().splitlines()[1:]]
-            ray_train, torchrun = (statistics.median(found[name]) for name in ("ray", "torchrun"))
-            rows.append({"workers": workers, "ray_images_per_s": ray_train, "torchrun_images_per_s": torchrun,
-                         "share": ray_train / torchrun})  # fmt: skip
+                    found[name].append(statistics.median(float(line) for line in path.read_text().splitlines()[1:]))
+            shares = [ours / theirs for ours, theirs in zip(found["ray"], found["torchrun"], strict=True)]
+            speeds = {f"{name}_images_per_s": statistics.median(values) for name, values in found.items()}
+            share = {"share": statistics.median(shares), "least": min(shares), "most": max(shares)}
+            rows.append({"workers": workers, "turns": turns, **speeds, **share})
     ray.shutdown()
     print(f"{machine()}, {os.cpu_count()} cores, one thread a worker")
-    columns = {"workers": "d", "ray_images_per_s": ",.0f", "torchrun_images_per_s": ",.0f", "share": ".3f"}
+    columns = {"workers": "d", "turns": "d", "ray_images_per_s": ",.0f", "torchrun_images_per_s": ",.0f"}
+    columns |= dict.fromkeys(("share", "least", "most"), ".3f")
     print(table(rows, columns))
     write(args.json, rows)
 

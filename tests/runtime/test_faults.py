@@ -77,11 +77,11 @@ def uninterrupted(tmp_path_factory):
 def node_of(nodes, pid):
     """The node whose raylet started a worker."""
     parents = {parent.pid for parent in psutil.Process(pid).parents()}
-    return next(node for node in nodes.others if raylet_of(node) in parents)
+    return next(node for node in nodes.others if raylet_of(node).pid in parents)
 
 
 def raylet_of(node):
-    return node.all_processes["raylet"][0].process.pid
+    return node.all_processes["raylet"][0].process
 
 
 def drained(node, seconds):
@@ -146,7 +146,8 @@ def test_node__that_goes_is_left_for_a_spare_one(nodes, uninterrupted, how):
     def act(pid):
         node = node_of(nodes, pid)
         if how == "raylet":
-            os.kill(raylet_of(node), signal.SIGKILL)
+            raylet_of(node).kill()
+            raylet_of(node).wait()  # as its parent does on a real node: workers take a zombie for alive
         if how == "drained":
             drained(node, 3)
             time.sleep(6)
@@ -205,6 +206,7 @@ def test_elastic__fewer_workers_go_on_and_more_join_again(nodes, uninterrupted, 
     changes = [n for i, n in enumerate(told) if i == 0 or n != told[i - 1]]
     assert changes == [2, 1, 2] and steps(client, run_id, "train/loss") == list(range(1, 61))
     assert client.get_run(run_id).info.status == "FINISHED"
+    print(f"\nelastic: {recovery(folder)}")
 
 
 def driver(nodes, experiment, folder):
