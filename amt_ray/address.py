@@ -5,6 +5,7 @@ Imported before MLflow, which reads its variables when it is imported.
 
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,3 +24,9 @@ def tracking_uri(experiment: "Experiment | None" = None) -> str:
     """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory."""
     configured = experiment.tracking.uri if experiment else None
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def to_type(command: str, experiment: "Experiment") -> str:
+    """A command that names a run, as it is to be typed: before it the tracking store, where only the file tells it."""
+    uri = tracking_uri(experiment)
+    return command if uri == tracking_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}"

@@ -280,7 +280,7 @@ def _trained(model: "Run | str | Path") -> "Trained":
     from amt_ray.runtime.trained import Trained, find
 
     if isinstance(model, Run):
-        return Trained(model.checkpoint, model.experiment, model.id)
+        return Trained(model.checkpoint, model.experiment.override({"tracking.uri": model.uri}), model.id)
     return find(None, model, None, ())
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from amt_ray.address import tracking_uri
+from amt_ray.address import to_type, tracking_uri
 
 if TYPE_CHECKING:
     from amt_ray.config import Experiment
@@ -65,6 +65,7 @@ def _options(
 @app.command()
 def pretrain(experiment: ExperimentFile = None, set_: Overrides = None, resume: Resume = None) -> None:
     """Pretrain one model on Ray Train's workers."""
+    _resumes_alone(resume, experiment, set_)
     given = None if resume else _load(experiment, set_)  # a bad file is told before the slow imports
     from amt_ray.runtime.pretrain import pretrain, recorded_experiment
 
@@ -83,6 +84,7 @@ def sweep(
     tflops: Tflops = None,
 ) -> None:
     """Search with Ray Tune; every trial is an MLflow run. --resume goes on, and --set may then make it larger."""
+    _resumes_alone(resume, experiment)
     wanted = _sweep_of(str(resume), set_) if resume else _load(experiment, set_)
     if dry_run:
         _tell(wanted, tflops)
@@ -90,9 +92,8 @@ def sweep(
     from amt_ray.runtime.sweep import sweep
 
     parent = sweep(wanted, console, resume)
-    console.print(
-        f"Sweep {parent}; compare its trials with: amt-ray compare --sweep {parent}", highlight=False, soft_wrap=True
-    )
+    how = to_type(f"amt-ray compare --sweep {parent}", wanted)
+    console.print(f"Sweep {parent}; compare its trials with: {how}", highlight=False, soft_wrap=True)
     _say_where(wanted)
 
 
@@ -315,6 +316,16 @@ def _load(path: Path | None, overrides: list[str] | None) -> "Experiment":
     if path is None:
         raise ConfigError("an experiment file (or --resume RUN) must be named, got neither.")
     return load_experiment(path, overrides or ())
+
+
+def _resumes_alone(resume: str | None, file: Path | None, overrides: list[str] | None = None) -> None:
+    from amt_ray.config import ConfigError
+
+    if resume and (file or overrides):
+        more = file or f"--set {(overrides or [''])[0]}"
+        raise ConfigError(
+            f"--resume RUN goes on with the run's own configuration and stands alone, got {more} as well."
+        )
 
 
 def _sweep_of(run_id: str, overrides: list[str] | None) -> "Experiment":

@@ -72,7 +72,8 @@ def test_encoder__of_a_run_or_its_file_is_a_module_that_embeds_images(run):
     assert not amt_ray.encoder(run).training
 
 
-def test_evaluate__measures_a_run_by_a_named_protocol(run):
+def test_evaluate__measures_a_run_by_a_named_protocol(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")  # not where the run is
     found = amt_ray.evaluate(run, "knn", quiet=True, k=[5])
     assert {"eval/knn_top1", "test/knn_top1"} <= found.keys() and 0 < found["test/knn_top1"] <= 1
 

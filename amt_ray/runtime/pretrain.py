@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 from ray.train import TrainingFailedError
 from rich.console import Console
 
+from amt_ray.address import to_type
 from amt_ray.config import ConfigError, Experiment, experiment_from
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
@@ -77,7 +78,7 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
         RunFailedError: If training failed or was stopped.
     """
     storage = storage_of(experiment)
-    how = f"Go on with: amt-ray pretrain --resume {run_id}"
+    how = f"Go on with: {to_type(f'amt-ray pretrain --resume {run_id}', experiment)}"
     try:
         with tracking.run_status(target, run_id, _reason):
             with following(console, target, run_id, title, experiment.train.epochs):
@@ -122,6 +123,7 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
         tree = yaml.safe_load(Path(folder).read_text())
     except (MlflowException, OSError) as error:
         raise ConfigError(
-            f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]})."
+            f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]}); "
+            "MLFLOW_TRACKING_URI names another."
         ) from error
     return experiment_from(tree)

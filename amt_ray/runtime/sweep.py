@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from amt_ray.address import to_type
 from amt_ray.book import Book, Standing
 from amt_ray.config import ConfigError, Experiment, overridden
 from amt_ray.estimate import Work, training_images
@@ -50,7 +51,7 @@ def sweep(experiment: Experiment, console: Console, resume: str | None = None) -
         tracking.log_text(target, parent, "config.yaml", experiment.to_yaml())
         tracking.set_tags(target, parent, _tags(experiment))
     _announce(book, console)
-    again = f"Go on with: amt-ray sweep --resume {parent}"
+    again = f"Go on with: {to_type(f'amt-ray sweep --resume {parent}', experiment)}"
     try:
         with tracking.run_status(target, parent), connected(experiment):
             with Board(console, "Sweep", book.total_epochs, book.done_epochs) as board:

@@ -90,7 +90,7 @@ def find(run: str | None, checkpoint: str | Path | None, file: Path | None, over
     """The model that the command line names.
 
     Args:
-        run: MLflow id of a finished run.
+        run: MLflow id of a finished run, in the tracking store of the file, or else of the environment.
         checkpoint: A weights file or a checkpoint's folder: a path, or an address in an object store.
         file: Experiment file, in the place of the configuration that the weights carry.
         overrides: ``key.path=value`` over the configuration.
@@ -100,23 +100,24 @@ def find(run: str | None, checkpoint: str | Path | None, file: Path | None, over
     """
     if (run is None) == (checkpoint is None):
         raise ConfigError(f"exactly one of --run and --checkpoint must be given, got {run} and {checkpoint}.")
-    named = _checkpoint_of(run) if run else str(checkpoint)
+    asked = load_experiment(file, overrides) if file is not None else None
+    named = _checkpoint_of(run, asked) if run else str(checkpoint)
     try:
         path = fetched(named)
     except StorageError as error:
         raise ConfigError(str(error)) from error
     source = named if "://" in named else None
-    if file is not None:
-        return Trained(path, load_experiment(file, overrides), run, source)
+    if asked is not None:
+        return Trained(path, asked, run, source)
     known = recorded_experiment(None, run) if run else _told(path)
     if overrides and known is None:
         raise ConfigError(f"--set needs an experiment file beside weights that carry no configuration, got {named}.")
     return Trained(path, known and overridden(known, overrides), run, source)
 
 
-def _checkpoint_of(run: str) -> str:
-    recorded_experiment(None, run)  # says what is wrong with an unknown run
-    tags = MlflowClient(tracking.tracking_uri()).get_run(run).data.tags
+def _checkpoint_of(run: str, asked: Experiment | None) -> str:
+    recorded_experiment(asked, run)  # says what is wrong with an unknown run
+    tags = MlflowClient(tracking.tracking_uri(asked)).get_run(run).data.tags
     if "amt_ray.checkpoint" not in tags:
         raise ConfigError(f"--run must name a run that reached its end, got {run}, which has no final checkpoint.")
     return str(tags["amt_ray.checkpoint"])

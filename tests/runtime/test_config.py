@@ -102,7 +102,16 @@ def test_cli__validate_prints_every_default_as_yaml_that_loads():
     assert experiment_from(yaml.safe_load(done.stdout)).optim.betas == (0.9, 0.95)
 
 
-@pytest.mark.parametrize("words", [["validate"], ["nothing"], ["sweep", "absent.yaml"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate"],
+        ["nothing"],
+        ["sweep", "absent.yaml"],
+        ["sweep", QUICKSTART, "--resume", "run"],
+        ["pretrain", "--resume", "run", "--set", "train.epochs=2"],
+    ],
+)
 def test_cli__bad_usage_is_status_2(monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["amt-ray", *words])
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
 """Runs on a real cluster of several nodes, in which processes and machines are lost. Minutes: ``pytest -m faults``."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,10 +219,14 @@ def driver(nodes, experiment, folder):
     )  # fmt: skip
 
 
-def goes_on(nodes, name):
-    """Resume the experiment's run as ``amt-ray pretrain --resume`` does."""
+def goes_on(nodes, name, command=None):
+    """Resume the experiment's run: by a command as it was printed, or as ``amt-ray pretrain --resume`` does."""
     client = nodes.client()
     (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    if command:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        subprocess.run(command, shell=True, check=True, cwd=nodes.folder, env=os.environ | {"PATH": path})
+        return run, run.info.run_id
     again = recorded_experiment(tiny(tracking__uri=f"sqlite:///{nodes.folder / 'mlflow.db'}"), run.info.run_id)
     return run, pretrain(again, quiet(), run.info.run_id)
 
@@ -234,10 +239,10 @@ def test_driver__that_is_killed_leaves_no_worker_and_its_run_goes_on(nodes, unin
     when_struck(folder, lambda pid: process.send_signal(number)).join(120)
     told = process.communicate(timeout=60)[0]
     assert process.returncode != 0
-    if number == signal.SIGTERM:
-        assert "Stopped. Go on with: amt-ray pretrain --resume" in told
+    printed = re.search(r"Stopped\. Go on with: (MLFLOW_TRACKING_URI=\S+ amt-ray pretrain --resume \w+)\n", told)
+    assert bool(printed) == (number == signal.SIGTERM)
     assert all_workers_end(folder)
-    run, run_id = goes_on(nodes, name)
+    run, run_id = goes_on(nodes, name, printed and printed[1])
     assert run.info.status == status
     check(nodes, folder, run_id, uninterrupted)
 

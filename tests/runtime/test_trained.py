@@ -49,6 +49,15 @@ def test_find__gives_weights_and_configuration_by_run_and_by_checkpoint(run):
     assert whole and all(torch.equal(wanted[name], value) for name, value in method.state_dict().items())
 
 
+def test_find__looks_for_a_run_in_the_tracking_store_of_the_file(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI names another"):
+        find(run[0], None, None, ())
+    file = tmp_path / "x.yaml"
+    file.write_text(tiny(**SHAPES, tracking__uri=run[1]).to_yaml())
+    assert find(run[0], None, file, ()).path.name == "epoch_00004"
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [

@@ -24,8 +24,8 @@ def start_run(
 ) -> str:
     """Create a run with its params, tags, and what it is made with (`environment_files`); returns its id.
 
-    The id of a pretraining or a sweep is also written to the file that ``AMT_RAY_RUN_FILE`` names, if it names one:
-    what starts the process again reads there what to resume.
+    The id of a pretraining or a sweep is also written to the file that ``AMT_RAY_RUN_FILE`` names, if it names one, and
+    below it the tracking store: what starts the process again reads there what to resume.
     """
     all_tags = {"amt_ray.kind": kind, "mlflow.source.name": "amt-ray", **environment_tags(), **tags}
     if parent:
@@ -36,7 +36,7 @@ def start_run(
         target.client.log_batch(run_id, params=entries[start : start + PARAMS_A_CALL])
     log_texts(target, run_id, environment_files())
     if kind in RESUMABLE and os.environ.get(RUN_FILE):
-        Path(os.environ[RUN_FILE]).write_text(run_id)
+        Path(os.environ[RUN_FILE]).write_text(f"{run_id}\n{target.uri}\n")
     return run_id
 
 
