@@ -25,7 +25,9 @@ def test_slurm__the_shipped_script_sweeps_and_a_requeued_job_goes_on(tmp_path):
     if os.getuid():
         pytest.skip("Slurm's daemons, and namespaces for them, need root")
     experiment = tmp_path / "x.yaml"
-    experiment.write_text(yaml.safe_dump(TREE | {"name": "searched", "sweep": SWEEP, "train": {"epochs": 2}}))
+    store = f"sqlite:///{tmp_path / 'shared' / 'runs.db'}"  # known to the file only
+    changes = {"name": "searched", "sweep": SWEEP, "train": {"epochs": 2}, "tracking": {"uri": store}}
+    experiment.write_text(yaml.safe_dump(TREE | changes))
     alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--uts"]
     script = HERE.parent / "cluster" / "slurm" / "amt_ray.sbatch"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
@@ -37,10 +39,10 @@ def test_slurm__the_shipped_script_sweeps_and_a_requeued_job_goes_on(tmp_path):
     outputs = "".join(f"\n--- {file.name}\n{file.read_text()}" for file in sorted(tmp_path.glob("*.out")))
     print(told.stdout, told.stderr, outputs)
     assert told.returncode == 0 and "JobState=COMPLETED" in told.stdout and "Restarts=1" in told.stdout
-    client = MlflowClient(f"sqlite:///{tmp_path / 'shared' / 'mlflow.db'}")
+    client = MlflowClient(store)
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.data.tags["amt_ray.kind"] for run in runs) == ["pretrain", "sweep", "trial", "trial"]
+    assert sorted(run.data.tags["amt_ray.kind"] for run in runs) == ["pretrain", "sweep", "trial", "trial", "warmup"]
     again = next(run for run in runs if run.data.tags["amt_ray.kind"] == "pretrain")
     steps = [point.step for point in client.get_metric_history(again.info.run_id, "train/loss")]
     assert steps == list(range(1, 41))
