@@ -173,9 +173,9 @@ class Run:
         """What was trained."""
         import yaml
 
-        return experiment_from(
-            yaml.safe_load(Path(self._client.download_artifacts(self.id, "config.yaml")).read_text())
-        )
+        from amt_ray.runtime.tracking import read_file
+
+        return experiment_from(yaml.safe_load(read_file(self._client, self.id, "config.yaml")))
 
     def history(self, metric: str = "train/loss") -> "pd.Series[float]":
         """A metric by the number of epochs completed."""
@@ -190,8 +190,9 @@ class Run:
         """A figure that the run keeps: by default masks and reconstructions of held-out images at its end."""
         from PIL import Image
 
-        with open(self._client.download_artifacts(self.id, name), "rb") as file:
-            return Image.open(io.BytesIO(file.read()))
+        from amt_ray.runtime.tracking import read_file
+
+        return Image.open(io.BytesIO(read_file(self._client, self.id, name)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Processor seconds ("CPU s") are of one thread, for a machine that does other wor
 written (about 8 GB, deleted at the end). Ray is started for the last part alone (``start``), and ended.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +22,12 @@ from measuring import machine, parser, table, write
 from scale_core import GB, MB, Constants, experiment
 
 from amt_ray.core.cost import checkpoint_bytes, score_store_bytes, step_cost
+from amt_ray.runtime.tracking.system import EVERY_S, EVERY_SHARE
 
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
 TRIALS, EPOCHS, AT_ONCE, NODES, A_NODE = 1000, 400, 64, 8, 8
 KEPT = 3  # the newest two (train.keep_checkpoints) and the best
 ASSUMED_TFLOPS = 40.0  # sustained by a GPU: not measured here, as `amt-ray validate` assumes where there is none
-SAMPLED_EVERY_S = 10.0
 
 
 def measured(quick: bool, folder: Path, only: list[str] | None) -> Iterator[tuple[str, Constants]]:
@@ -139,9 +140,9 @@ def multiples(row: Row, known: dict[str, Constants], sizes: Sizes) -> None:
         training = [TRIALS * EPOCHS * points, EPOCHS * points]
         row("MLflow: points of training", *(each / 1e6 for each in training), "million")
         # MLflow's monitor samples five values of every GPU of the machine, on which other trials run as well
-        each = (sampled + 5 * A_NODE) * 3600 / SAMPLED_EVERY_S
-        system = [TRIALS * EPOCHS * sizes.epoch_h[0] * each, EPOCHS * sizes.epoch_h[1] * each]
-        row("MLflow: points of the machine, every 10 s", *(some / 1e6 for some in system), "million")
+        each = [samples(EPOCHS * hours * 3600) * (sampled + 5 * A_NODE) for hours in sizes.epoch_h]
+        system = [TRIALS * each[0], each[1]]
+        row("MLflow: points of the machine", *(some / 1e6 for some in system), "million")
         size = known["resuming"]["bytes_per_point"]
         row("MLflow: database, without the machine's", *(some * size / GB for some in training), "GB")
         row("MLflow: database, with the machine's",
@@ -157,6 +158,12 @@ def multiples(row: Row, known: dict[str, Constants], sizes: Sizes) -> None:
     if "shipped" in known:
         row("object store: shared by all trials, or told each worker",
             known["shipped"]["shared_bytes"] / 1e3, AT_ONCE * known["shipped"]["worker_bytes"] / 1e3, "kB")  # fmt: skip
+
+
+def samples(run_s: float) -> float:
+    """How often a run's machine is sampled: every 10 s, and from when that is more every two-hundredth of its age."""
+    steady = EVERY_S / EVERY_SHARE
+    return min(run_s, steady) / EVERY_S + math.log(max(run_s / steady, 1.0)) / EVERY_SHARE
 
 
 def main() -> None:

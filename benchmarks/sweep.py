@@ -44,10 +44,10 @@ SPACE = {
 }
 
 
-def variant(title, epochs, warmup, **changes):
+def variant(title, epochs, warmup, space, **changes):
     """One sweep, run to its end; its figures."""
     name = title.replace(" ", "-").replace(",", "")
-    search = {"space": SPACE, "max_concurrent_trials": SLOTS, **changes}
+    search = {"space": space, "max_concurrent_trials": SLOTS, **changes}
     tree = TREE | {"train": {"epochs": epochs, "batch_size": 128}, "sweep": search, "name": name}
     experiment = experiment_from(tree).override({"masking.warmup_epochs": warmup})
     began = time.time()
@@ -98,18 +98,20 @@ def idle(client, runs, after, slots):
 def main():
     """Both sweeps, one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer epochs")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs, four trials")
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
     out = told.json and told.json.absolute()
-    epochs, warmup = (8, 4) if told.quick else (24, 10)
+    epochs, warmup = (6, 3) if told.quick else (24, 10)
+    space = {"masking.mask_ratio": {"grid": [0.30, 0.50]}, "masking.throw_ratio": {"grid": [0.20, 0.40]}}
+    space = space if told.quick else SPACE
     grace = epochs // 2 + 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         asha = {"grace_epochs": grace, "reduction_factor": 2}
-        rows.append(variant("shared warm-up, ASHA", epochs, warmup, asha=asha))
-        rows.append(variant("each in full", epochs, warmup, share_warmup=False))
+        rows.append(variant("shared warm-up, ASHA", epochs, warmup, space, asha=asha))
+        rows.append(variant("each in full", epochs, warmup, space, share_warmup=False))
         os.chdir("/")
     print(
         "| sweep | trials | warm-ups | epochs trained | training, s | wall, s | first step, s | idle slots | best kNN |"

@@ -119,8 +119,7 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
     """
     client = MlflowClient(tracking.tracking_uri(experiment_hint))
     try:
-        folder = client.download_artifacts(run_id, "config.yaml")
-        tree = yaml.safe_load(Path(folder).read_text())
+        tree = yaml.safe_load(tracking.read_file(client, run_id, "config.yaml"))
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]}); "

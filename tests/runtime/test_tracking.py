@@ -637,6 +637,7 @@ def test_environment__tells_the_commit_and_what_differs_from_it(tmp_path, monkey
 def test_system_metrics__are_sampled_once_a_step_and_stop_with_the_outbox(target, run_id):
     box = target.outbox(run_id, "worker")
     sampler = tracking.SystemMetrics(box, every_s=1.0)
+    assert [sampler.wait_s(age_s) for age_s in (0, 1e5)] == [1.0, 1.0]
     values = sampler.sample()
     assert 0 <= values["system/cpu_utilization_percentage"] <= 100
     assert 0 < values["system/system_memory_usage_percentage"] <= 100
@@ -646,9 +647,13 @@ def test_system_metrics__are_sampled_once_a_step_and_stop_with_the_outbox(target
             break
         sampler._thread.join(0.1)
     assert found == sorted(set(found)) and found[0] >= 1
+    old = tracking.SystemMetrics(box)
+    assert [old.wait_s(age_s) for age_s in (0, 2000, 86400)] == [10.0, 10.0, 432.0]  # a day: 950 points
+    old.close()
     box.close(60)
-    sampler._thread.join(10)
-    assert not sampler._thread.is_alive()
+    for one in (sampler, old):
+        one._thread.join(10)
+        assert not one._thread.is_alive()
 
 
 # the encoder

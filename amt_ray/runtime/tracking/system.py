@@ -12,6 +12,7 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from amt_ray.runtime.tracking.outbox import Outbox
 
 EVERY_S = 10.0
+EVERY_SHARE = 1 / 200  # of a run's age
 
 
 class SystemMetrics:
@@ -22,12 +23,16 @@ class SystemMetrics:
 
     Args:
         outbox: The run's outbox; sampling ends when it is closed.
-        every_s: Seconds between samples; None for ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL``, else 10.
+        every_s: Seconds between samples; None for ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL``, or where that is not
+            set for 10 s or a two-hundredth of the run's age, whichever is more: a curve of a day needs no more points
+            to be seen than one of an hour, and their number grows with the logarithm of the time.
     """
 
     def __init__(self, outbox: Outbox, every_s: float | None = None) -> None:
         self.outbox = outbox
-        self.every_s = max(1.0, every_s or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or EVERY_S)
+        told_s = every_s or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get()
+        self.every_s = max(1.0, told_s or EVERY_S)
+        self.every_share = 0.0 if told_s else EVERY_SHARE
         self.monitors: list[Any] = [CPUMonitor(), *_gpus()]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
@@ -47,12 +52,17 @@ class SystemMetrics:
         self._stop.set()
 
     def _work(self) -> None:
-        began_ms = None
+        began_ms, age_s = None, 0.0
         self.sample()  # the first CPU utilisation has nothing before it to be measured from
-        while not self._stop.wait(self.every_s) and not self.outbox.closed:
+        while not self._stop.wait(self.wait_s(age_s)) and not self.outbox.closed:
             began_ms = began_ms or self._began_ms()
             if began_ms is not None and not self.outbox.closed:
-                self.outbox.metrics(self.sample(), max(0, int(time.time() - began_ms / 1000)))
+                age_s = max(0.0, time.time() - began_ms / 1000)
+                self.outbox.metrics(self.sample(), int(age_s))
+
+    def wait_s(self, age_s: float) -> float:
+        """Seconds from a sample at an age of the run to the next."""
+        return max(self.every_s, self.every_share * age_s)
 
     def _began_ms(self) -> int | None:
         try:
