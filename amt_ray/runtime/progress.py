@@ -14,6 +14,7 @@ from amt_ray.runtime.tracking import Target
 from amt_ray.runtime.tracking.reporter import WARNING
 
 POLL_S = 1.0
+LIVE_EVERY_S = 0.1
 PLAIN_EVERY_S = 15.0
 
 
@@ -67,14 +68,20 @@ class Board:
         left = clock(passed * (self.total - self.done) / worked) if worked > 0 else "unknown"
         return f"{self.status} · {clock(passed)} passed, {left} left"
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to show something new: for callers to whom it is work to know what."""
+        return time.monotonic() - self.spoke > (LIVE_EVERY_S if self.live else PLAIN_EVERY_S)
+
     def update(self, done: float | None = None, status: str | None = None) -> None:
         """Show where the work is."""
         self.done = self.done if done is None else done
         self.status = self.status if status is None else status
         if self.live:
+            self.spoke = time.monotonic()
             self.bar.update(self.task, total=round(self.total), completed=int(self.done), text=self.text)
             self.live.update(self.bar, refresh=True)
-        elif time.monotonic() - self.spoke > PLAIN_EVERY_S:
+        elif self.due:
             self.spoke = time.monotonic()
             self.console.print(
                 f"{self.title}: {self.unit} {self.done:.2f} of {self.total:g} · {self.text}",

@@ -115,13 +115,15 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
     def _show(self) -> None:
         spent = self.book.spent
         spent.seconds = self.before + time.monotonic() - self.started
+        if spent.seconds - self.noted > SPENT_EVERY_S:
+            self.note_spending()
+        if not self.board.due:  # what follows looks at all trials, and reports are many
+            return
         best = next((s for s in self.book.standings() if not s.baseline), None)
         shown = f" · best {best.value:.4f} ({label(best.point, self._of(best.point))})" if best else ""
         status = f"trials {self._over} done, {len(self.book.running)} running, {self._all} in all{shown}"
         self.board.total = self.book.total_epochs
         self.board.update(self.book.done_epochs, status)
-        if spent.seconds - self.noted > SPENT_EVERY_S:
-            self.note_spending()
 
     def _of(self, point: Mapping[str, Any]) -> Experiment:
         return self.book.experiment.override(point)
