@@ -139,8 +139,9 @@ def multiples(row: Row, known: dict[str, Constants], sizes: Sizes) -> None:
         points, sampled = known["rows"]["points_per_epoch"], known["rows"]["system_points_per_sample"]
         training = [TRIALS * EPOCHS * points, EPOCHS * points]
         row("MLflow: points of training", *(each / 1e6 for each in training), "million")
-        # MLflow's monitor samples five values of every GPU of the machine, on which other trials run as well
-        each = [samples(EPOCHS * hours * 3600) * (sampled + 5 * A_NODE) for hours in sizes.epoch_h]
+        # MLflow's monitor samples five values of every GPU: a trial's one in A, the node's in B
+        a_sample = (sampled + 5, sampled + 5 * A_NODE)
+        each = [samples(EPOCHS * h * 3600) * points for h, points in zip(sizes.epoch_h, a_sample, strict=True)]
         system = [TRIALS * each[0], each[1]]
         row("MLflow: points of the machine", *(some / 1e6 for some in system), "million")
         size = known["resuming"]["bytes_per_point"]

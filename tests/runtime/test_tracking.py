@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.tokens import patchify
 from amt_ray.runtime import tracking
-from amt_ray.runtime.tracking import environment
+from amt_ray.runtime.tracking import environment, system
 from amt_ray.runtime.tracking.model import log_encoder, register
 from amt_ray.runtime.tracking.outbox import Address, HeldError, Outbox
 from amt_ray.runtime.tracking.outbox.queue import DiskQueue, Entry
@@ -654,6 +654,22 @@ def test_system_metrics__are_sampled_once_a_step_and_stop_with_the_outbox(target
     for one in (sampler, old):
         one._thread.join(10)
         assert not one._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("visible", "handles"), [(None, "abcd"), ("2", "c"), ("3,0", "da"), ("GPU-5ae9", "abcd"), ("7", ""), ("", "")]
+)
+def test_system_metrics__are_of_the_gpus_that_the_process_may_use(monkeypatch, visible, handles):
+    class Found:  # there is no GPU here
+        def __init__(self):
+            self.gpu_handles = list("abcd")
+
+    monkeypatch.setattr(system, "GPUMonitor", Found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (monitor,) = system._gpus()
+    assert monitor.gpu_handles == list(handles)
 
 
 # the encoder

@@ -1,5 +1,6 @@
-"""CPU, memory and GPUs of this machine, sampled while a run goes on."""
+"""CPU and memory of this machine and the GPUs of this process, sampled while a run goes on."""
 
+import os
 import threading
 import time
 from typing import Any
@@ -73,7 +74,14 @@ class SystemMetrics:
 
 
 def _gpus() -> list[Any]:
+    """A monitor of the GPUs that this process may use: those of other trials on the machine are theirs to record."""
     try:
-        return [GPUMonitor()]
+        monitor = GPUMonitor()
     except (ImportError, RuntimeError):
         return []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        if all(name.isdigit() for name in names):  # else they are UUIDs, and all GPUs are shown
+            handles = dict(enumerate(monitor.gpu_handles))
+            monitor.gpu_handles = [handles[int(name)] for name in names if int(name) in handles]
+    return [monitor]
