@@ -8,6 +8,8 @@ from statistics import fmean
 from amt_ray.report.runs import PLACES, SEED, Run, as_number
 from amt_ray.report.statistics import Summary
 
+NO_OPTIONS = "{}"  # the value of a section of options that names none
+
 
 @dataclass(frozen=True)
 class Group:
@@ -97,11 +99,17 @@ def _settings(run: Run) -> object:
 def differing_keys(runs: Iterable[Run], first: Sequence[str] = ()) -> tuple[str, ...]:
     """Config keys with at least two values among the runs that have them; ``first`` lead, in their order.
 
-    The seed and the places are left out. A run that failed before its parameters were logged makes no key differ.
+    The seed and the places are left out. A run that failed before its parameters were logged makes no key differ. An
+    option that only some name differs from its default in the others.
     """
     values: dict[str, set[str | float]] = {}
-    for run in runs:
-        for key, value in run.params.items():
-            values.setdefault(key, set()).add(as_number(value))
+    known = [run.params for run in runs if run.params]
+    for params in known:
+        for key, value in params.items():
+            if value != NO_OPTIONS:
+                values.setdefault(key, set()).add(as_number(value))
+    for key, found in values.items():
+        if ".options." in key and any(key not in params for params in known):
+            found.add("")
     differing = [key for key, found in values.items() if len(found) > 1 and key != SEED and key not in PLACES]
     return tuple([key for key in first if key in differing] + sorted(set(differing) - set(first)))

@@ -87,8 +87,8 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The best ranked row that is not the reference."""
-        return next((row for row in self.trials if row is not self.reference), None)
+        """The best ranked row that is not the reference; of baselines only where nothing else was tried."""
+        return next((row for row in self.trials or self.ranked if row is not self.reference), None)
 
     @property
     def repeated(self) -> bool:
@@ -115,7 +115,7 @@ def rank(source: Source, baseline: str | None = None) -> Comparison:
     Args:
         source: The runs.
         baseline: Run id (or its beginning) or name of what the others are measured against; by default the best of the
-            sweeps' baselines.
+            sweeps' baselines, or the first where they have nothing else.
 
     Raises:
         ValueError: No run is called so, or it has no value of the metric.
@@ -123,7 +123,7 @@ def rank(source: Source, baseline: str | None = None) -> Comparison:
     groups = grouped(source.runs)
     rows = _ranked([_row(group, source) for group in groups if group.kind != "retrain"], source)
     retrained = [_row(group, source) for group in groups if group.kind == "retrain"]
-    reference = _reference([*rows, *retrained], baseline, source.metric)
+    reference = _reference([*rows, *retrained], baseline, source)
     tested = _tested([_against(row, reference, source) for row in (*rows, *retrained)])
     keys = differing_keys((run for run in source.runs if run.kind != "retrain"), source.searched)
     return Comparison(
@@ -147,15 +147,20 @@ def _ranked(rows: Sequence[Row], source: Source) -> list[Row]:
     return [replace(row, rank=place) for place, row in enumerate(ranked, 1)] + [r for r in rows if not r.summary]
 
 
-def _reference(rows: Sequence[Row], wanted: str | None, metric: str) -> Row | None:
+def _reference(rows: Sequence[Row], wanted: str | None, source: Source) -> Row | None:
     if wanted is None:
-        return next((row for row in rows if row.rank and row.baseline), None)
+        ranked = [row for row in rows if row.rank]
+        baselines = [row for row in ranked if row.baseline]
+        if baselines and len(baselines) == len(ranked):
+            started = {run.run_id: place for place, run in enumerate(source.runs)}
+            return min(baselines, key=lambda row: min(started[run.run_id] for run in row.group.runs))
+        return baselines[0] if baselines else None
     found = [row for row in rows if any(run.run_id.startswith(wanted) for run in row.group.runs)]
     found = found or [row for row in rows if wanted == row.name or any(wanted == run.name for run in row.group.runs)]
     if not found:
         raise ValueError(f"--baseline must be the id or name of a run that is compared, got {wanted}.")
     if found[0].summary is None:
-        raise ValueError(f"--baseline must have {metric}, got {wanted} without it.")
+        raise ValueError(f"--baseline must have {source.metric}, got {wanted} without it.")
     return found[0]
 
 

@@ -80,6 +80,25 @@ def test_baseline__any_run_can_be_named(seeded):
         assert named.reference.name == "poor" and named.best.delta == pytest.approx(0.05)
 
 
+def test_baseline__of_a_sweep_of_nothing_else_is_the_first_and_the_best_of_the_others_leads():
+    points = [
+        ("mae", 0.5, "random", {}),
+        ("amt", 0.4, "amt", {}),
+        ("turned", 0.6, "amt", {"masking__options__order": "v"}),
+    ]
+    runs = [
+        run(name, value + seed / 100, seed, baseline=True, masking__strategy=strategy,
+            **(options or {"masking__options": "{}"}))
+        for name, value, strategy, options in points for seed in (0, 1)
+    ]  # fmt: skip
+    found = compared(runs)
+    assert found.reference.name == "mae" and found.best.name == "turned"
+    assert words.headline(found).startswith("Best: turned, 60.5% kNN top-1, +10.0 points over the baseline")
+    assert found.keys == ("masking.options.order", "masking.strategy")  # an option that only some name
+    alone = compared(runs[:2])
+    assert alone.best is None and alone.reference.name == "mae"
+
+
 def test_effects__interval_is_over_the_means_of_each_seed():
     table = {
         (mask, throw, seed): mask / 10 + throw / 20 + seed / 100
