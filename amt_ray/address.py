@@ -1,4 +1,4 @@
-"""Where MLflow is, and how it behaves in every process; without the imports of what writes to it, so reading is quick.
+"""Where MLflow is, what a run keeps there, and how MLflow behaves in every process; quick to import.
 
 Imported before MLflow, which reads its variables when it is imported.
 """
@@ -6,10 +6,13 @@ Imported before MLflow, which reads its variables when it is imported.
 import logging
 import os
 import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from amt_ray.config import Experiment
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,3 +33,14 @@ def to_type(command: str, experiment: "Experiment") -> str:
     """A command that names a run, as it is to be typed: before it the tracking store, where only the file tells it."""
     uri = tracking_uri(experiment)
     return command if uri == tracking_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}"
+
+
+def read_file(client: "MlflowClient", run_id: str, name: str) -> bytes:
+    """The content of an artifact; nothing of it is left on the disk.
+
+    Raises:
+        MlflowException: If there is no such run or artifact.
+        OSError: If it cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()

@@ -173,7 +173,7 @@ class Run:
         """What was trained."""
         import yaml
 
-        from amt_ray.runtime.tracking import read_file
+        from amt_ray.address import read_file
 
         return experiment_from(yaml.safe_load(read_file(self._client, self.id, "config.yaml")))
 
@@ -190,7 +190,7 @@ class Run:
         """A figure that the run keeps: by default masks and reconstructions of held-out images at its end."""
         from PIL import Image
 
-        from amt_ray.runtime.tracking import read_file
+        from amt_ray.address import read_file
 
         return Image.open(io.BytesIO(read_file(self._client, self.id, name)))
 

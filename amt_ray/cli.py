@@ -323,9 +323,7 @@ def _resumes_alone(resume: str | None, file: Path | None, overrides: list[str] |
 
     if resume and (file or overrides):
         more = file or f"--set {(overrides or [''])[0]}"
-        raise ConfigError(
-            f"--resume RUN goes on with the run's own configuration and stands alone, got {more} as well."
-        )
+        raise ConfigError(f"--resume RUN goes on with the run's own configuration, got {more} beside it.")
 
 
 def _sweep_of(run_id: str, overrides: list[str] | None) -> "Experiment":

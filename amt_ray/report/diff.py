@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from amt_ray.address import read_file
 from amt_ray.report.runs import Run
 from amt_ray.report.store import run_of
 
@@ -75,8 +75,7 @@ def artifact(client: MlflowClient, run: Run, name: str) -> bytes | None:
     try:
         if place.scheme in ("", "file"):  # MLflow's client takes milliseconds to copy what can be read at once
             return (Path(unquote(place.path)) / name).read_bytes()
-        with TemporaryDirectory() as folder:
-            return Path(client.download_artifacts(run.run_id, name, folder)).read_bytes()
+        return read_file(client, run.run_id, name)
     except (MlflowException, OSError):
         return None
 

@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from ray.train import TrainingFailedError
 from rich.console import Console
 
-from amt_ray.address import to_type
+from amt_ray.address import read_file, to_type
 from amt_ray.config import ConfigError, Experiment, experiment_from
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
@@ -119,7 +119,7 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
     """
     client = MlflowClient(tracking.tracking_uri(experiment_hint))
     try:
-        tree = yaml.safe_load(tracking.read_file(client, run_id, "config.yaml"))
+        tree = yaml.safe_load(read_file(client, run_id, "config.yaml"))
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]}); "

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from amt_ray.address import to_type
 from amt_ray.cli import main
 from amt_ray.config import ConfigError, Experiment, experiment_from, known_keys, load_experiment
 from tests.tiny import TREE, tiny
@@ -102,22 +103,41 @@ def test_cli__validate_prints_every_default_as_yaml_that_loads():
     assert experiment_from(yaml.safe_load(done.stdout)).optim.betas == (0.9, 0.95)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["validate"],
-        ["nothing"],
-        ["sweep", "absent.yaml"],
-        ["sweep", QUICKSTART, "--resume", "run"],
-        ["pretrain", "--resume", "run", "--set", "train.epochs=2"],
-    ],
-)
+@pytest.mark.parametrize("words", [["validate"], ["nothing"], ["sweep", "absent.yaml"]])
 def test_cli__bad_usage_is_status_2(monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["amt-ray", *words])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        (["sweep", QUICKSTART, "--resume", "run"], QUICKSTART),
+        (["pretrain", "--resume", "run", "--set", "seed=2"], "--set seed=2"),
+    ],
+)
+def test_cli__what_a_resumed_run_would_not_heed_is_refused(monkeypatch, capsys, words, beside):
+    monkeypatch.setattr(sys, "argv", ["amt-ray", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told == f"amt-ray: --resume RUN goes on with the run's own configuration, got {beside} beside it.\n"
+
+
+def test_to_type__names_the_store_where_only_the_file_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    elsewhere = tiny(tracking__uri="postgresql://amt:a b@host/runs")
+    assert to_type("amt-ray compare", tiny()) == "amt-ray compare"
+    assert (
+        to_type("amt-ray compare", elsewhere) == "MLFLOW_TRACKING_URI='postgresql://amt:a b@host/runs' amt-ray compare"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://amt:a b@host/runs")
+    assert to_type("amt-ray compare", elsewhere) == "amt-ray compare"
 
 
 @pytest.mark.parametrize("file", sorted(Path("experiments").glob("*.yaml")), ids=lambda file: file.stem)

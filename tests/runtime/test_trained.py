@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import timm
@@ -47,6 +48,12 @@ def test_find__gives_weights_and_configuration_by_run_and_by_checkpoint(run):
     method, whole = by_run.method()
     wanted = read_weights(by_run.path)[0]
     assert whole and all(torch.equal(wanted[name], value) for name, value in method.state_dict().items())
+
+
+def test_find__leaves_no_temporary_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    find(run[0], None, None, ())
+    assert not list(tmp_path.iterdir())
 
 
 def test_find__looks_for_a_run_in_the_tracking_store_of_the_file(run, tmp_path, monkeypatch):

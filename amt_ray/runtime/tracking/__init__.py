@@ -9,7 +9,7 @@ from amt_ray.runtime.tracking.data import dataset_inputs, log_data
 from amt_ray.runtime.tracking.environment import environment_tags, tracking_environment
 from amt_ray.runtime.tracking.outbox import Outbox, deliver
 from amt_ray.runtime.tracking.reporter import MlflowReporter
-from amt_ray.runtime.tracking.runs import child_run, log_text, read_file, start_experiment_run, start_run
+from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
 from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status, set_tags
 from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target, prepare
@@ -28,7 +28,6 @@ __all__ = [
     "log_text",
     "note_checkpoint",
     "prepare",
-    "read_file",
     "run_status",
     "set_tags",
     "start_experiment_run",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities import Param
 
 from amt_ray.config import Experiment
@@ -83,17 +82,6 @@ def child_run(
         begin(target, run_id)
         return run_id
     return start_experiment_run(target, experiment, name, kind, tags, parent)
-
-
-def read_file(client: MlflowClient, run_id: str, name: str) -> bytes:
-    """An artifact's content; nothing is left on the disk.
-
-    Raises:
-        MlflowException: If there is no such run or artifact.
-        OSError: If it cannot be read.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
 
 def log_text(target: Target, run_id: str, name: str, text: str) -> None:
