@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amt_ray.secret import refuse_secrets
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -24,9 +26,15 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)  # where it was imported bef
 
 
 def tracking_uri(experiment: "Experiment | None" = None) -> str:
-    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory."""
+    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    Raises:
+        ValueError: If it carries a password, which would reach every process, log and pickle that names the store.
+    """
     configured = experiment.tracking.uri if experiment else None
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    refuse_secrets("tracking.uri" if configured else "MLFLOW_TRACKING_URI", uri)
+    return uri
 
 
 def to_type(command: str, experiment: "Experiment") -> str:

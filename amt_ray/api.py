@@ -2,12 +2,12 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amt_ray.config import ConfigError, Experiment, experiment_from, load_experiment
+from amt_ray.config import ConfigError, Experiment, load_experiment, recorded_yaml
 from amt_ray.core.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -76,13 +76,16 @@ def sweep(experiment: Experiment, quiet: bool = False) -> "Sweep":
     return Sweep(sweep(experiment, _console(quiet)), tracking_uri(experiment))
 
 
-def evaluate(model: "Run | str | Path", protocol: str, quiet: bool = False, **options: Any) -> dict[str, float]:
+def evaluate(
+    model: "Run | str | Path", protocol: str, quiet: bool = False, experiment: Experiment | None = None, **options: Any
+) -> dict[str, float]:
     """Measure a trained model by a named protocol; as ``amt-ray evaluate``, held-out and test images.
 
     Args:
-        model: A run, or a weights file or checkpoint's folder that carries its configuration.
+        model: A run, or a weights file or checkpoint's folder.
         protocol: ``knn``, ``linear-fast-1``, ``mae-finetune-100``, ...
         quiet: Show nothing.
+        experiment: Names model and data beside a weights file, or in the place of a run's own.
         options: Settings over the protocol's.
 
     Returns:
@@ -94,7 +97,10 @@ def evaluate(model: "Run | str | Path", protocol: str, quiet: bool = False, **op
     """
     from amt_ray.runtime.evaluate import evaluate_all
 
-    return evaluate_all([_trained(model)], protocol, options, _console(quiet), Path("results"))[0].metrics
+    trained = _trained(model)
+    if experiment is not None:
+        trained = replace(trained, experiment=experiment, data_named=True)
+    return evaluate_all([trained], protocol, options, _console(quiet), Path("results"))[0].metrics
 
 
 def encoder(model: "Run | str | Path") -> Encoder:
@@ -171,11 +177,9 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """What was trained."""
-        import yaml
-
         from amt_ray.address import read_file
 
-        return experiment_from(yaml.safe_load(read_file(self._client, self.id, "config.yaml")))
+        return recorded_yaml(read_file(self._client, self.id, "config.yaml").decode())
 
     def history(self, metric: str = "train/loss") -> "pd.Series[float]":
         """A metric by the number of epochs completed."""

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from amt_ray.address import to_type, tracking_uri
+from amt_ray.secret import without_secrets
 
 if TYPE_CHECKING:
     from amt_ray.config import Experiment
@@ -304,8 +305,8 @@ def main() -> None:
 
 def _stop(error: Exception, status: int) -> None:
     if "--debug" in sys.argv:
-        traceback.print_exc()
-    line = " ".join(str(error).split()) or type(error).__name__
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+    line = without_secrets(" ".join(str(error).split())) or type(error).__name__
     print(f"amt-ray: {line}", file=sys.stderr)
     sys.exit(status)
 

@@ -21,6 +21,7 @@ from amt_ray.core.plan import InfeasibleError
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.tokens import pair, patch_grid
 from amt_ray.protocols import protocol
+from amt_ray.secret import refuse_secrets, removed, texts
 from amt_ray.section import ConfigError as ConfigError
 from amt_ray.section import InfeasiblePointError, Section
 from amt_ray.sections import Attention, Data, Eval, Masking, Model, Moving, Optim, Ray, Tracking, Train, check_options
@@ -252,12 +253,26 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
         InfeasiblePointError: If values are sound, but not together.
         ConfigError: With one line about the first broken rule.
     """
+    for key, text in texts(tree):
+        try:
+            refuse_secrets(key, text)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         causes = [problem.get("ctx", {}).get("error") for problem in error.errors()]
         infeasible = all(isinstance(cause, InfeasibleError) for cause in causes)
         raise (InfeasiblePointError if infeasible else ConfigError)(_first_line(error)) from error
+
+
+def recorded_yaml(text: str) -> Experiment:
+    """The configuration that a run keeps as ``config.yaml``; an address in it that carries a password loses it.
+
+    Raises:
+        ConfigError: As `experiment_from`.
+    """
+    return experiment_from(_parse(removed(text), "config.yaml"))
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -49,13 +49,11 @@ def connected(experiment: Experiment) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    passed_on = (*QUIET, *CACHE_VARIABLES, START_ATTEMPT)
-    variables = {key: os.environ[key] for key in passed_on if key in os.environ}
-    variables |= tracking_environment() | storage_environment()
     # "local": given nothing, Ray would join what it last heard of on this machine, or wait for it if it was killed
     address = cluster_address(experiment) or "local"
+    runtime_env = {} if address == "local" else {"env_vars": passed_on()}  # local workers inherit this environment
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
     except ConnectionError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"a Ray cluster must answer at ray.address, got {address} ({reason}).") from error
@@ -64,10 +62,17 @@ def connected(experiment: Experiment) -> Iterator[None]:
             f"RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) must be the cluster's token, got it refused by {address}."
         ) from error
     try:
-        shared_paths.check(experiment)
+        if address != "local":
+            shared_paths.check(experiment)
         yield
     finally:
         ray.shutdown()
+
+
+def passed_on() -> dict[str, str]:
+    """The environment variables that workers on other machines get from the driver: settings, never a secret."""
+    own = {key: os.environ[key] for key in (*QUIET, *CACHE_VARIABLES, START_ATTEMPT) if key in os.environ}
+    return own | tracking_environment() | storage_environment()
 
 
 def cluster_address(experiment: Experiment) -> str | None:

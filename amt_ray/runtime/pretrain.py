@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from ray.train import TrainingFailedError
 from rich.console import Console
 
 from amt_ray.address import read_file, to_type
-from amt_ray.config import ConfigError, Experiment, experiment_from
+from amt_ray.config import ConfigError, Experiment, recorded_yaml
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
 from amt_ray.runtime import local, ray_train, tracking
@@ -119,10 +118,10 @@ def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Expe
     """
     client = MlflowClient(tracking.tracking_uri(experiment_hint))
     try:
-        tree = yaml.safe_load(read_file(client, run_id, "config.yaml"))
+        text = read_file(client, run_id, "config.yaml").decode()
     except (MlflowException, OSError) as error:
         raise ConfigError(
             f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]}); "
             "MLFLOW_TRACKING_URI names another."
         ) from error
-    return experiment_from(tree)
+    return recorded_yaml(text)

@@ -17,6 +17,7 @@ from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.runtime import tracking
 from amt_ray.runtime.tracking import tracking_uri
 
 NODE_TIMEOUT_S = 60.0
@@ -31,7 +32,8 @@ class Place:
     Attributes:
         key: What names it to the user.
         where: A folder, a file, or an address.
-        use: ``write`` (every node writes there and reads the others' files), ``read``, or ``connect``.
+        use: ``write`` (every node writes there and reads the others' files), ``read``, ``connect``, or ``secret`` (an
+            environment variable that the node must have).
     """
 
     key: str
@@ -48,7 +50,7 @@ def places(experiment: Experiment) -> list[Place]:
     for key, path in (("data.root", experiment.data.root), ("model.checkpoint", experiment.model.checkpoint)):
         if path and "://" not in path:
             found.append(Place(key, path, "read"))
-    return found
+    return [*found, *(Place("the tracking store's secret", name, "secret") for name in tracking.credentials())]
 
 
 def _tracking_places(experiment: Experiment) -> list[Place]:
@@ -74,7 +76,7 @@ def _port(scheme: str, port: int | None) -> int:
 
 
 def check(experiment: Experiment) -> None:
-    """Try every place from every node; a cluster of one node has nothing to share.
+    """Try every place from every node, and see that each has the secrets that the driver has: they are not sent.
 
     Nodes that an autoscaler starts later are not seen here: they must be made like these.
 
@@ -82,8 +84,6 @@ def check(experiment: Experiment) -> None:
         ConfigError: With the first place that a node lacks, and that node.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
     wanted, token = places(experiment), f".amt_ray_probe_{uuid.uuid4().hex}"
     problems = []
     try:
@@ -98,10 +98,13 @@ def check(experiment: Experiment) -> None:
                 problems.append(f"every node must answer when its paths are tried, got {answer} from {name}.")
                 continue
             for place in wanted:
-                why = answer.get(place.key, "")
+                why = answer.get(place, "")
                 if place.use == "write" and not why and not _seen(place.where, f"{token}_{number}"):
                     why = "what it writes does not come here"
-                if why:
+                if why and place.use == "secret":
+                    problems.append(f"{place.key} {place.where} must be in the environment of every node, as in the "
+                                    f"driver's, got none on {name}: see Secrets in cluster/README.md.")  # fmt: skip
+                elif why:
                     problems.append(f"{place.key} must be one place for all nodes, got {place.where} on {name}: {why}.")
     finally:
         names = [token, *(f"{token}_{number}" for number in range(len(nodes)))]
@@ -112,7 +115,7 @@ def check(experiment: Experiment) -> None:
         raise ConfigError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
-def _from_every(nodes: list[dict[str, Any]], wanted: list[Place], token: str) -> list[dict[str, str] | str]:
+def _from_every(nodes: list[dict[str, Any]], wanted: list[Place], token: str) -> list[dict[Place, str] | str]:
     """What each node answers to `_try`, or why it did not."""
     calls = []
     for number, node in enumerate(nodes):
@@ -120,7 +123,7 @@ def _from_every(nodes: list[dict[str, Any]], wanted: list[Place], token: str) ->
         task = ray.remote(_try).options(num_cpus=0, scheduling_strategy=on_it, max_retries=0)
         calls.append(task.remote(wanted, token, f"{token}_{number}"))
     answered, _ = ray.wait(calls, num_returns=len(calls), timeout=NODE_TIMEOUT_S)
-    answers: list[dict[str, str] | str] = []
+    answers: list[dict[Place, str] | str] = []
     for call in calls:
         if call not in answered:
             ray.cancel(call, force=True)
@@ -133,11 +136,13 @@ def _from_every(nodes: list[dict[str, Any]], wanted: list[Place], token: str) ->
     return answers
 
 
-def _try(wanted: list[Place], theirs: str, ours: str) -> dict[str, str]:
+def _try(wanted: list[Place], theirs: str, ours: str) -> dict[Place, str]:
     """On a node: what is wrong with which place. Where all write, ours is left only beside the driver's."""
     found = {}
     for place in wanted:
-        if place.use == "connect":
+        if place.use == "secret":
+            why = "" if place.where in tracking.credentials() else "not set"
+        elif place.use == "connect":
             why = _failed(_connect, place.where)
         elif place.use == "read":
             why = _failed(_read, place.where)
@@ -146,7 +151,7 @@ def _try(wanted: list[Place], theirs: str, ours: str) -> dict[str, str]:
         else:
             why = _failed(_write, place.where, ours)
         if why:
-            found[place.key] = why
+            found[place] = why
     return found
 
 

@@ -26,6 +26,7 @@ from amt_ray.config import ConfigError, _read_tree
 from amt_ray.runtime.pretrain import RunFailedError
 from amt_ray.runtime.progress import clock
 from amt_ray.runtime.tracking.environment import SHIPPED, source
+from amt_ray.secret import secret_name, without_secrets
 
 logging.getLogger("ray").setLevel(logging.WARNING)  # its client tells of packages and sockets
 
@@ -268,7 +269,7 @@ def variables(words: Sequence[str]) -> dict[str, str]:
     """``NAME=VALUE`` as it is, ``NAME`` with the value here.
 
     Raises:
-        ConfigError: If there is no value here.
+        ConfigError: If there is no value here, or it is a secret.
     """
     found = {}
     for word in words:
@@ -276,6 +277,11 @@ def variables(words: Sequence[str]) -> dict[str, str]:
         if not given and name not in os.environ:
             raise ConfigError(f"--env must be NAME=VALUE, or NAME of a variable that is set here, got {name}.")
         found[name] = value if given else os.environ[name]
+        if secret_name(name) or without_secrets(found[name]) != found[name]:
+            raise ConfigError(
+                f"--env must carry no secret, which the cluster's dashboard and logs would show, got {name}: "
+                "set it in the environment of the nodes (Secrets in cluster/README.md)."
+            )
     return found
 
 

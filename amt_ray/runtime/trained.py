@@ -1,6 +1,6 @@
 """A trained model by the name of its run or by its file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 from mlflow import MlflowClient
 
 from amt_ray import plugins
-from amt_ray.config import ConfigError, Experiment, experiment_from, load_experiment, overridden
+from amt_ray.config import ConfigError, Experiment, experiment_from, load_experiment, overridden, set_dotted
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.export import export as write
 from amt_ray.core.weights import build_encoder, read_state, start_from
 from amt_ray.runtime import tracking
 from amt_ray.runtime.pretrain import recorded_experiment
 from amt_ray.runtime.storage import StorageError, fetched
+from amt_ray.sections import DecoderSizes, EncoderSizes
 
 HOW_TO_LOAD = {
     "timm": (
@@ -24,6 +25,14 @@ HOW_TO_LOAD = {
     "mae": "facebookresearch/mae: its state dict lies under 'model'.",
     "safetensors": "amt_ray: build_encoder({out}) of amt_ray.core.weights.",
 }
+# what of a configuration in a weights file is taken; with ``model.options``, the method's own sizes
+STATED = frozenset(
+    {
+        *("data.name", "data.image_size", "model.method", "model.patch_size", "model.norm_pix_loss"),
+        *(f"model.encoder.{size}" for size in EncoderSizes.model_fields),
+        *(f"model.decoder.{size}" for size in DecoderSizes.model_fields),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,14 @@ class Trained:
         experiment: The configuration, or None where a file of others is given without one.
         run_id: The MLflow run, if it was named.
         source: The address in an object store, where ``path`` is a copy of it.
+        data_named: Whether the user named the data; a weights file only says of what sizes its model is.
     """
 
     path: Path
     experiment: Experiment | None
     run_id: str | None = None
     source: str | None = None
+    data_named: bool = True
 
     @property
     def name(self) -> str:
@@ -48,13 +59,16 @@ class Trained:
         return f"run {self.run_id}" if self.run_id else self.source or str(self.path)
 
     def needed(self) -> Experiment:
-        """The configuration.
+        """The configuration, with data that the user named.
 
         Raises:
-            ConfigError: If there is none.
+            ConfigError: If there is none, or only what a weights file says.
         """
-        if self.experiment is None:
-            raise ConfigError(f"an experiment file must be named beside weights that carry none, got {self.path}.")
+        if self.experiment is None or not self.data_named:
+            raise ConfigError(
+                "the data must be named beside weights, with an experiment file or --set data.name=... "
+                f"(a file of weights is not obeyed in that), got {self.name} alone."
+            )
         return self.experiment
 
     def method(self) -> tuple[Any, bool]:
@@ -63,8 +77,9 @@ class Trained:
         Raises:
             ConfigError: If the weights do not fit, or no configuration is known.
         """
-        experiment = self.needed()
-        model = experiment.model
+        if self.experiment is None:
+            raise ConfigError(f"an experiment file must be named beside weights that carry none, got {self.path}.")
+        experiment, model = self.experiment, self.experiment.model
         try:
             made = plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
             return made, start_from(made, self.path) == "method"
@@ -109,10 +124,11 @@ def find(run: str | None, checkpoint: str | Path | None, file: Path | None, over
     source = named if "://" in named else None
     if asked is not None:
         return Trained(path, asked, run, source)
-    known = recorded_experiment(None, run) if run else _told(path)
+    known = recorded_experiment(None, run) if run else stated_by(path)
     if overrides and known is None:
         raise ConfigError(f"--set needs an experiment file beside weights that carry no configuration, got {named}.")
-    return Trained(path, known and overridden(known, overrides), run, source)
+    named_here = run is not None or any(word.partition("=")[0].strip() == "data.name" for word in overrides)
+    return Trained(path, known and overridden(known, overrides), run, source, named_here)
 
 
 def _checkpoint_of(run: str, asked: Experiment | None) -> str:
@@ -123,12 +139,43 @@ def _checkpoint_of(run: str, asked: Experiment | None) -> str:
     return str(tags["amt_ray.checkpoint"])
 
 
-def _told(path: Path) -> Experiment | None:
+def stated_by(path: Path) -> Experiment | None:
+    """What a weights file says of its model: its sizes and patches, and the names of built-in method and data (for the
+    normalisation). Nothing else of the configuration in it is taken: a file from elsewhere must not name a server to
+    send a token to, a folder to write in, or a module to import.
+
+    Raises:
+        ConfigError: If it names a part that does not come with this package, or its sizes are wrong.
+    """
     try:
         about = read_state(path)[1]
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return experiment_from(about["experiment"]) if "experiment" in about else None
+    if "experiment" not in about:
+        return None
+    found: dict[str, Any] = {}
+    for key, value in _leaves(about["experiment"]):
+        if key in STATED or key.startswith("model.options."):
+            set_dotted(found, key, value)
+    _check_built_in("methods", found.get("model", {}).get("method"), path)
+    _check_built_in("datasets", found.get("data", {}).get("name"), path)
+    return experiment_from({**found, "eval": {"protocols": []}})
+
+
+def _check_built_in(kind: str, name: object, path: Path) -> None:
+    if name is not None and name not in plugins.names(kind):
+        raise ConfigError(
+            f"a weights file can name {kind} of this package only, got {name} in {path}: "
+            "name an experiment file beside it."
+        )
+
+
+def _leaves(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, tree
 
 
 def export(trained: Trained, format: str, out: Path) -> str:

@@ -259,7 +259,8 @@ def test_presets__every_name_is_of_one_protocol_only():
 def test_command__evaluates_a_checkpoint_and_prints_the_table(store, tmp_path):
     path = find(store[0][0], None, None, ()).path
     command = [sys.executable, "-m", "amt_ray.cli", "evaluate", "knn", "--checkpoint", str(path), "--option", "k=3"]
-    done = subprocess.run([*command, "--no-test"], capture_output=True, text=True, cwd=tmp_path)
+    data = ["--set", "data.name=digits", "--set", "data.flip=0", "--set", "ray.num_workers=0"]
+    done = subprocess.run([*command, *data, "--no-test"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "knn-20-t0.07+k=3" in done.stdout and "eval/knn_top1" in done.stdout and "test/" not in done.stdout
     assert json.loads(next((tmp_path / "results").glob("knn-20-t0.07-*.json")).read_text())["model"] == str(path)

@@ -439,28 +439,28 @@ def listener():
         ({}, None),
     ],
 )
-def test_credentials__are_mlflows_own_and_go_to_the_workers(listener, tmp_path, monkeypatch, variables, sent):
-    for name in environment.PASSED_ON:
+def test_credentials__are_mlflows_own_and_are_known_by_name_only(listener, tmp_path, monkeypatch, variables, sent):
+    for name in (*environment.PASSED_ON, *environment.SECRETS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert tracking.tracking_environment() == variables
+    assert tracking.tracking_environment() == {} and tracking.credentials() == list(variables)
     box = Outbox(tmp_path / "box", Address(f"http://127.0.0.1:{listener.server_port}", "0" * 32))
     box.metrics({"a": 1.0}, 1)
     assert box.close(60) == 0
     assert listener.seen["log-batch"] == listener.seen["get-history"] == sent
 
 
-def test_credentials__of_mlflows_file_go_to_the_workers(tmp_path, monkeypatch):
-    for name in environment.PASSED_ON:
+def test_credentials__of_mlflows_file_are_found(tmp_path, monkeypatch):
+    for name in environment.SECRETS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(
         "[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = pw\n"
     )
-    assert tracking.tracking_environment() == {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "pw"}
+    assert tracking.credentials() == ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]
 
 
 @pytest.mark.parametrize(("status", "there"), [(200, True), (401, True), (404, True), (502, False), (503, False)])

@@ -43,8 +43,9 @@ def _store(run, monkeypatch):
 
 def test_find__gives_weights_and_configuration_by_run_and_by_checkpoint(run):
     by_run = find(run[0], None, None, ())
-    by_file = find(None, by_run.path, None, ["seed=7"])
-    assert by_run.experiment.data.name == "shapes" and by_file.experiment.seed == 7
+    by_file = find(None, by_run.path, None, ["seed=7", "data.name=shapes"])
+    assert by_run.experiment.data.name == "shapes" and by_file.needed().seed == 7
+    assert by_file.experiment.model == by_run.experiment.model
     method, whole = by_run.method()
     wanted = read_weights(by_run.path)[0]
     assert whole and all(torch.equal(wanted[name], value) for name, value in method.state_dict().items())

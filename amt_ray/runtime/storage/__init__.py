@@ -7,6 +7,7 @@ from pathlib import Path
 from amt_ray.runtime.storage.checkpoints import AfterSave, Best, Stored, StoredCheckpoints, to_stderr
 from amt_ray.runtime.storage.manifest import MANIFEST, DamagedError, Manifest, StorageError
 from amt_ray.runtime.storage.places import COPIES, COPY_PREFIX, download, joined, opened, read_manifest
+from amt_ray.secret import without_secrets
 
 __all__ = [
     "AfterSave",
@@ -23,9 +24,6 @@ __all__ = [
 ]
 
 VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
@@ -59,5 +57,6 @@ def fetched(source: str | Path) -> Path:
 
 
 def storage_environment() -> dict[str, str]:
-    """Credentials and address of the object store, for workers on other nodes."""
-    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    """Where the object store is, for workers on other nodes; its keys are the nodes' own."""
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return {name: value for name, value in found.items() if without_secrets(value) == value}

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from amt_ray.runtime.storage.manifest import MANIFEST, DamagedError, Manifest, StorageError
+from amt_ray.secret import refuse_secrets
 
 PARTIAL = ".partial"
 COPY_PREFIX = "amt_ray-checkpoint-"
@@ -224,8 +225,10 @@ def opened(uri: str) -> tuple[fs.FileSystem | None, str]:
     """
     if "://" not in uri:
         return None, uri
-    if ":" in uri.partition("://")[2].partition("/")[0].rpartition("@")[0]:
-        raise StorageError("ray.storage_path must carry no secret (it is recorded), got one: use the environment.")
+    try:
+        refuse_secrets("an address of checkpoints", uri)
+    except ValueError as error:
+        raise StorageError(str(error)) from None
     with failing(f"storage must be a path, s3:// or gs://, got {uri}"):
         filesystem, path = fs.FileSystem.from_uri(uri)
     return (None if isinstance(filesystem, fs.LocalFileSystem) else filesystem), path

@@ -6,7 +6,7 @@ their id; whatever is told of a run afterwards goes through an outbox, which out
 
 from amt_ray.address import tracking_uri
 from amt_ray.runtime.tracking.data import dataset_inputs, log_data
-from amt_ray.runtime.tracking.environment import environment_tags, tracking_environment
+from amt_ray.runtime.tracking.environment import credentials, environment_tags, tracking_environment
 from amt_ray.runtime.tracking.outbox import Outbox, deliver
 from amt_ray.runtime.tracking.reporter import MlflowReporter
 from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
@@ -20,6 +20,7 @@ __all__ = [
     "SystemMetrics",
     "Target",
     "child_run",
+    "credentials",
     "dataset_inputs",
     "deliver",
     "environment_tags",

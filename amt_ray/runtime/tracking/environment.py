@@ -10,16 +10,17 @@ from typing import Any
 
 from mlflow.utils.credentials import read_mlflow_creds
 
+from amt_ray.secret import without_secrets
+
 PACKAGES = ("amt-ray", "torch", "torchvision", "timm", "ray", "mlflow")
 MAX_DIFF_BYTES = 1024 * 1024
 GIT_TIMEOUT_S = 10.0
 CODE = Path(__file__).parent
 SHIPPED = CODE.parents[2] / "amt_ray_source.json"  # beside the package in a submitted job, where there is no git
-CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+SECRETS = (*CREDENTIALS, "PGPASSWORD")  # of them, what the driver has, each node must have
 PASSED_ON = (
     "MLFLOW_TRACKING_URI",
-    *CREDENTIALS,
-    "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_AUTH",
     "MLFLOW_TRACKING_AWS_SIGV4",
     "MLFLOW_TRACKING_INSECURE_TLS",
@@ -34,14 +35,19 @@ PASSED_ON = (
 
 
 def tracking_environment() -> dict[str, str]:
-    """The environment variables that MLflow's clients need on other machines; only those that are set.
+    """The environment variables that MLflow's clients need on other machines; only those that are set, and no secret.
 
-    User and password are found as MLflow finds them: in the environment, else in ``~/.mlflow/credentials``. Ray shows a
-    runtime environment to everyone who may look at its cluster: on a shared one, set these on the nodes instead.
+    Ray writes a runtime environment into logs that every user of a machine can read, and its dashboard shows it.
     """
-    found = dict(zip(CREDENTIALS, read_mlflow_creds(), strict=True))
-    found |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return {name: value for name, value in found.items() if value}
+    found = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    return {name: value for name, value in found.items() if without_secrets(value) == value}
+
+
+def credentials() -> list[str]:
+    """The names of the secrets that this process has for the tracking store, as MLflow finds them: in the environment,
+    or user and password in ``~/.mlflow/credentials``."""
+    in_file = dict(zip(CREDENTIALS, read_mlflow_creds()))
+    return [name for name in SECRETS if os.environ.get(name) or in_file.get(name)]
 
 
 def environment_tags() -> dict[str, str]:

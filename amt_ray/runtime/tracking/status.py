@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 from amt_ray.runtime.tracking.outbox import OPEN, Outbox, deliver
 from amt_ray.runtime.tracking.target import Target
+from amt_ray.secret import without_secrets
 
 DRIVER = "driver"
 CLOSE_S, LAST_S = 10.0, 1.0
@@ -126,7 +127,7 @@ def _close(target: Target, run_id: str, box: Outbox, timeout_s: float) -> None:
 
 def _end(target: Target, run_id: str, box: Outbox, status: str, tags: Mapping[str, str] | None = None) -> None:
     """Write the status down, then wait a while for what was written before it."""
-    box.tags(tags or {})
+    box.tags({key: without_secrets(value) for key, value in (tags or {}).items()})
     box.status(status, () if status == "FINISHED" else ENDED)
     until = time.monotonic() + CLOSE_S
     for other in [other for other in OPEN if other.run_id == run_id]:
