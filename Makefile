@@ -35,4 +35,4 @@ lock:
 		--extra dev pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv runs mlartifacts mlflow.db report.html
+	rm -rf .venv runs mlartifacts mlflow.db .mlflow.db.lock report.html

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amt_ray.paths import absolute_store
 from amt_ray.secret import refuse_secrets
 
 if TYPE_CHECKING:
@@ -23,16 +24,18 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)  # where it was imported before this
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that it raises as well
 
 
 def tracking_uri(experiment: "Experiment | None" = None) -> str:
-    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+    """The configured address, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory; the file of an
+    sqlite address is named from the root of the file system.
 
     Raises:
         ValueError: If it carries a password, which would reach every process, log and pickle that names the store.
     """
     configured = experiment.tracking.uri if experiment else None
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = absolute_store(configured or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     refuse_secrets("tracking.uri" if configured else "MLFLOW_TRACKING_URI", uri)
     return uri
 

@@ -68,7 +68,7 @@ def sweep(experiment: Experiment, quiet: bool = False) -> "Sweep":
 
     Raises:
         ConfigError: If the sweep, the images, the tracking store or the cluster are not as needed.
-        RunFailedError: If it was interrupted, or no trial gave a value.
+        RunFailedError: If it was interrupted, no trial gave a value, or a trial failed for good.
     """
     from amt_ray.runtime.sweep import sweep
     from amt_ray.runtime.tracking import tracking_uri
@@ -205,7 +205,12 @@ class Sweep(Run):
 
     @cached_property
     def objective(self) -> tuple[str, bool]:
-        """The metric that ranks trials, and whether more is better."""
+        """The metric that ranks trials, and whether more is better; of a resumed sweep the newest."""
+        from amt_ray.report.runs import objective_of
+
+        metric, more_is_better = objective_of(self.params, self._found.data.tags)
+        if metric is not None:
+            return metric, more_is_better
         asked = self.experiment.sweep
         assert asked is not None
         return asked.metric, asked.mode == "max"
@@ -217,41 +222,50 @@ class Sweep(Run):
 
     @property
     def retrained(self) -> Run | None:
-        """The best configuration trained again, where ``sweep.retrain_best`` asks for it."""
-        found = self._children("retrain")
-        return Run(found[-1].info.run_id, self.uri) if found else None
+        """The best configuration trained again, where ``sweep.retrain_best`` asks for it; of several the newest."""
+        newest = self._found.data.tags.get("amt_ray.retrained_run")
+        found = [newest] if newest else [run.info.run_id for run in self._children("retrain")]
+        return Run(found[-1], self.uri) if found else None
 
     @property
     def best(self) -> Run:
-        """The best trial of the point with the best mean over seeds; a baseline only where there is nothing else.
+        """The best run of the best setting (`amt_ray.ranking`: the one that the sweep, its page and the registry name),
+        if it can be one that came to its end; a baseline only where there is nothing else.
 
         Raises:
             ConfigError: If no trial has a value yet.
         """
+        from amt_ray.report.ranking import best_run, rank
+        from amt_ray.report.store import Wanted, find, with_curves
+
         metric, more_is_better = self.objective
-        frame = self.frame()
-        if metric not in frame or frame[metric].isna().all():
+        found = None
+        if self._children("trial"):
+            source = replace(find(self._client, Wanted(self.id)), metric=metric, maximize=more_is_better)
+            found = best_run(rank(with_curves(self._client, source)))
+        if found is None:
             raise ConfigError(f"a trial must have {metric} to be the best, got none in sweep {self.id}.")
-        chosen = frame[frame["baseline"] == frame["baseline"].all()].dropna(subset=[metric])
-        sign = 1 if more_is_better else -1
-        mean = (sign * chosen[metric]).groupby(chosen["point"]).transform("mean")
-        best = chosen[mean == mean.max()]
-        return Run(str((sign * best[metric]).idxmax()), self.uri)
+        return Run(found.run_id, self.uri)
 
     def frame(self) -> "pd.DataFrame":
-        """The trials: one a row, by run id; ``point`` numbers the distinct points, then the keys that differ, then
-        the metrics."""
+        """The trials: one a row, by run id; ``point`` numbers the settings, then the keys that differ, then the
+        metrics (last values, also of trials that were stopped early)."""
         import pandas as pd
+
+        from amt_ray.report.groups import grouped
+        from amt_ray.report.store import run_of
 
         runs = self._children("trial")
         params = pd.DataFrame([dict(run.data.params) for run in runs], index=[run.info.run_id for run in runs])
         differing = [key for key in params if params[key].nunique(dropna=False) > 1]
         keys = params[differing].apply(_as_numbers)
+        settings = enumerate(grouped(map(run_of, runs)))
+        point = {run.run_id: number for number, group in settings for run in group.runs}
         about = pd.DataFrame(
             {
                 "status": [run.info.status for run in runs],
                 "baseline": ["amt_ray.baseline" in run.data.tags for run in runs],
-                "point": params[[k for k in differing if k != "seed"]].apply(tuple, axis=1).factorize()[0],
+                "point": [point[run.info.run_id] for run in runs],
             },
             index=params.index,
         )

@@ -1,6 +1,5 @@
 """The command line: one thin function a verb. Heavy imports wait until a verb needs them."""
 
-import math
 import os
 import sys
 import textwrap
@@ -42,6 +41,7 @@ Address = Annotated[
 ]
 Job = Annotated[str, typer.Argument(help="A job's id, as amt-ray submit and amt-ray status tell it.")]
 ABOUT_JOBS = ("submit", "status", "logs", "stop")
+STORES = ("mlflow.", "sqlalchemy.", "alembic.")  # whose errors run over many lines
 
 CheckpointPath = Annotated[
     str | None, typer.Option("--checkpoint", help="Weights file, or a checkpoint's folder: a path, s3://, gs://.")
@@ -107,6 +107,7 @@ def compare(
         typer.Option(help="MLflow filter, as \"params.`data.name` = 'cifar10'\"; over the experiment or all."),
     ] = None,
     metric: Annotated[str | None, typer.Option(help="Compare by this instead of the sweep's metric.")] = None,
+    mode: Annotated[str | None, typer.Option(help="max or min: which values of --metric are better.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Id or name of the run to test against.")] = None,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Only what these two runs differ in.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Follow running trials in the browser.")] = False,
@@ -122,7 +123,8 @@ def compare(
     if diff:
         report.diff(tracking_uri(), *diff, console)
         return
-    chosen = {"sweep": sweep, "experiment": experiment, "filter": filter, "metric": metric, "baseline": baseline}
+    chosen = {"sweep": sweep, "experiment": experiment, "filter": filter, "metric": metric, "mode": mode}
+    chosen["baseline"] = baseline
     if live:
         from amt_ray.report.live import follow
 
@@ -174,7 +176,10 @@ def visualize(
     from amt_ray.runtime.trained import find
     from amt_ray.runtime.visualize import visualize
 
-    for path in visualize(find(run, checkpoint, experiment, set_ or ()), _indices(images), out):
+    trained = find(run, checkpoint, experiment, set_ or ())
+    if note := trained.note:
+        console.print(note, highlight=False, soft_wrap=True)
+    for path in visualize(trained, _indices(images), out):
         console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 
 
@@ -194,9 +199,26 @@ def export(
 
 
 @app.command()
-def validate(experiment: ExperimentFile = None, set_: Overrides = None, tflops: Tflops = None) -> None:
-    """Print what the experiment will cost and its configuration with every default; starts nothing."""
-    _tell(_load(experiment, set_), tflops)
+def validate(
+    experiment: ExperimentFile = None,
+    set_: Overrides = None,
+    tflops: Tflops = None,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="It is to run on other machines: do not check this one.")
+    ] = False,
+) -> None:
+    """Print what the experiment will cost and its configuration with every default, and check all that a start checks
+    (it decodes the images); starts nothing."""
+    wanted = _load(experiment, set_)
+    from amt_ray.runtime.cluster import goes_elsewhere
+    from amt_ray.runtime.preflight import check
+    from amt_ray.runtime.resolve import resolved
+
+    elsewhere = elsewhere or goes_elsewhere(wanted)
+    aside = Console(stderr=True, width=console.width)  # what is printed can be read as YAML
+    wanted = wanted if elsewhere else resolved(wanted, aside)
+    _tell(wanted, tflops, elsewhere)
+    check(wanted, aside, elsewhere)
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
@@ -273,6 +295,11 @@ def _checked_here(verb: str, words: list[str]) -> tuple[str | None, str | None]:
     if not isinstance(file, Path):
         return None, None
     experiment = _load(file, given.get("set_"))
+    if verb in ("pretrain", "sweep"):
+        from amt_ray.runtime.preflight import check
+
+        own = experiment if verb == "sweep" else experiment.model_copy(update={"sweep": None})
+        check(own, Console(stderr=True, width=console.width), elsewhere=True)
     return next(word for word in words if Path(word) == file), experiment.ray.address
 
 
@@ -306,7 +333,10 @@ def main() -> None:
 def _stop(error: Exception, status: int) -> None:
     if "--debug" in sys.argv:
         print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-    line = without_secrets(" ".join(str(error).split())) or type(error).__name__
+    text = str(error)
+    if type(error).__module__.startswith(STORES):
+        text = f"MLflow's store: {text.strip().partition(chr(10))[0]}"  # what follows is the statement and its values
+    line = without_secrets(" ".join(text.split())) or type(error).__name__
     print(f"amt-ray: {line}", file=sys.stderr)
     sys.exit(status)
 
@@ -333,18 +363,20 @@ def _sweep_of(run_id: str, overrides: list[str] | None) -> "Experiment":
     return recorded(run_id, overrides or ())
 
 
-def _tell(wanted: "Experiment", tflops: float | None) -> None:
+def _tell(wanted: "Experiment", tflops: float | None, elsewhere: bool = False) -> None:
     """The estimate as comments at the head of the resolved YAML."""
     from amt_ray.estimate import UncountedError
+    from amt_ray.phases import plan_lines, warnings_of
     from amt_ray.runtime.timing import estimated
 
-    counts, area = wanted.strategy_at(1.0).counts(math.prod(wanted.unit_grid)), wanted.unit**2
-    visible, masked, thrown = (count * area for count in counts)
-    print(f"# patches of an image: {visible} visible, {masked} masked, {thrown} thrown")
+    for line in plan_lines(wanted):
+        print(f"# {line}")
     try:
-        print(textwrap.indent(str(estimated(wanted, tflops)), "# "))
+        print(textwrap.indent(str(estimated(wanted, tflops, elsewhere)), "# "))
     except UncountedError as error:
         print(f"# no estimate: {error}")
+        for line in () if wanted.sweep else warnings_of(wanted):
+            print(f"# {line}")
     print(wanted.to_yaml(), end="")
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,26 +12,45 @@ import torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from amt_ray import options as plugin_options
 from amt_ray import plugins
 from amt_ray.core.attention import ROLLOUT, Scoring, resolve_heads, resolve_layers
 from amt_ray.core.cost import Course
+from amt_ray.core.encoder_names import encoder_sizes
+from amt_ray.core.evals import Known
 from amt_ray.core.masking import MaskingStrategy
 from amt_ray.core.plan import InfeasibleError
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.tokens import pair, patch_grid
+from amt_ray.metric_names import check_sweep
+from amt_ray.paths import with_absolute_paths
+from amt_ray.phases import check_acts
 from amt_ray.protocols import protocol
 from amt_ray.secret import refuse_secrets, removed, texts
 from amt_ray.section import ConfigError as ConfigError
-from amt_ray.section import InfeasiblePointError, Section
-from amt_ray.sections import Attention, Data, Eval, Masking, Model, Moving, Optim, Ray, Tracking, Train, check_options
+from amt_ray.section import InfeasiblePointError, Section, Seed, shown
+from amt_ray.sections import (
+    DECIDED_AT_START,
+    Attention,
+    Data,
+    Eval,
+    Masking,
+    Model,
+    Moving,
+    Optim,
+    Ray,
+    Tracking,
+    Train,
+)
 from amt_ray.sweep_section import Sweep
+from amt_ray.yaml_text import parse
 
 
 class Experiment(Section):
     """A whole experiment."""
 
-    name: str = Field("pretrain", pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field("pretrain", pattern=r"^\.*[\w-][\w.-]*$", max_length=200)  # a folder's name, so neither . nor ..
+    seed: Seed = 0
     data: Data = Data()
     model: Model = Model()
     masking: Masking = Masking()
@@ -47,18 +65,17 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
         dataset = plugins.load("datasets", self.data.name)
-        known = [key for key in inspect.signature(dataset).parameters if key != "root"]
-        check_options("data", self.data.name, self.data.options, known)
+        plugin_options.checked("data", self.data.name, dataset, self.data.options, ("root",))
         patch_grid(self.image_size, self.model.patch_size)
         if self.attention.layers != ROLLOUT:
             resolve_layers(self.attention.layers, self.model.encoder.depth)  # type: ignore[arg-type]
         resolve_heads(self.attention.heads, self.model.encoder.num_heads)
         _ = self.shape  # what the method refuses is refused before any worker starts
         units = self.unit_grid[0] * self.unit_grid[1]
-        for epoch in range(self.masking.warmup_epochs, max(self.train.epochs, self.masking.warmup_epochs + 1)):
-            self.strategy_at(self.schedule.progress(epoch)).counts(units)
-            if not isinstance(self.masking.mask_ratio, Moving) and not isinstance(self.masking.throw_ratio, Moving):
-                break
+        moving = isinstance(self.masking.mask_ratio, Moving) or isinstance(self.masking.throw_ratio, Moving)
+        after = self.schedule.after_switch if moving else ()
+        for progress in dict.fromkeys([0.0, *map(self.schedule.progress, after), 1.0]):
+            self.strategy_at(progress).counts(units)
         self.masking.build_warmup(self.unit_grid).counts(units)
         micro_batches = max(self.ray.num_workers, 1) * self.train.accumulate
         if self.train.batch_size % micro_batches:
@@ -66,7 +83,6 @@ class Experiment(Section):
                 f"train.batch_size must be a multiple of ray.num_workers x train.accumulate, "
                 f"got {self.train.batch_size} for {micro_batches} micro-batches."
             )
-        moving = isinstance(self.masking.mask_ratio, Moving) or isinstance(self.masking.throw_ratio, Moving)
         if self.train.compile and (moving or self.train.parallel == "fsdp"):
             raise ValueError(
                 "train.compile must be false where a masking ratio moves (each count of patches is compiled anew) or "
@@ -74,11 +90,18 @@ class Experiment(Section):
             )
         if self.eval.protocols and not self.data.val_fraction:
             raise ValueError("data.val_fraction must be above 0 where eval.protocols are asked for, got 0.")
-        measured = tuple(f"eval/{name}" for chosen in self.eval.chosen for name in chosen.measures)
-        if self.sweep and not self.sweep.force and not self.sweep.metric.startswith(measured):
-            told = ", ".join(f"{name}..." for name in measured) or "nothing"
-            raise ValueError(f"sweep.metric must be what eval.protocols measure ({told}), got {self.sweep.metric}.")
+        if self.sweep is not None:
+            _check_budget(self.sweep, self)
+            _check_early(self.sweep, self)
+            check_sweep(self.sweep, self.eval.chosen, Known(self.model.encoder.depth))
         return self
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The keys that are ``auto`` until a start decides them (`amt_ray.runtime.resolve`)."""
+        flat = self.dotted()
+        precisions = [key for key in flat if key.startswith("eval.options.") and key.endswith(".precision")]
+        return tuple(key for key in (*DECIDED_AT_START, *precisions) if flat[key] == "auto")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -117,6 +140,11 @@ class Experiment(Section):
         return self.masking.build(self.unit_grid, progress)
 
     @property
+    def last_strategy(self) -> MaskingStrategy:
+        """The masking strategy with which the run ends."""
+        return self.course.strategy(self.train.epochs - 1)
+
+    @property
     def scoring(self) -> Scoring:
         """What makes the scores."""
         return self.attention.scoring(self.train.precision)
@@ -134,11 +162,12 @@ class Experiment(Section):
 
     @property
     def best(self) -> tuple[str, str] | None:
-        """Metric (or what its name begins with) and mode by which the best checkpoint is kept: the sweep's, else the
-        first that the first protocol measures, of all of which more is better."""
+        """Metric and mode by which the best checkpoint is kept: the sweep's, else the first protocol's main measure, of
+        all of which more is better."""
         if self.sweep is not None:
             return self.sweep.metric, self.sweep.mode
-        return (f"eval/{self.eval.chosen[0].measures[0]}", "max") if self.eval.protocols else None
+        held_out = Known(self.model.encoder.depth, splits=("eval",))
+        return (self.eval.chosen[0].metrics(held_out)[0], "max") if self.eval.protocols else None
 
     @property
     def schedule(self) -> Schedule:
@@ -178,6 +207,42 @@ class Experiment(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def _check_budget(sweep: Sweep, experiment: Experiment) -> None:
+    """Refuse a budget that no trial could keep, or that nothing spends."""
+    budget, epochs = sweep.budget, experiment.train.epochs
+    if budget.epochs is not None and budget.epochs < epochs and not _own_lengths(sweep):
+        raise ValueError(
+            f"sweep.budget.epochs must be at least those of a trial, got {budget.epochs} with train.epochs {epochs}."
+        )
+    if budget.gpu_hours is not None and experiment.ray.use_gpu is False:
+        raise ValueError(
+            f"sweep.budget.gpu_hours must be unset where ray.use_gpu is false, got {budget.gpu_hours:g}: without GPUs "
+            "nothing spends them; sweep.budget.hours counts time."
+        )
+
+
+def _check_early(sweep: Sweep, experiment: Experiment) -> None:
+    """Refuse a rule for running trials that first looks at them when they are over, and so never acts."""
+    looks: dict[str, Section | None] = {
+        "asha.grace_epochs": sweep.asha,
+        "hyperband.grace_epochs": sweep.hyperband,
+        "median.grace_epochs": sweep.median,
+        "pbt.interval_epochs": sweep.pbt,
+    }
+    for key, rule in looks.items():
+        first = rule and getattr(rule, key.partition(".")[2])
+        if first and first >= experiment.train.epochs and not _own_lengths(sweep):
+            raise ValueError(
+                f"sweep.{key} must be below train.epochs, or it never acts on a trial, "
+                f"got {first} of {experiment.train.epochs}."
+            )
+
+
+def _own_lengths(sweep: Sweep) -> bool:
+    """Whether trials have epochs of their own."""
+    return sweep.equalise != "epochs" or any("train.epochs" in point for point in (sweep.space, *sweep.baselines))
+
+
 @functools.lru_cache
 def _on_meta(method: str, arguments: str) -> Any:
     with torch.device("meta"):
@@ -197,7 +262,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     tree = _read_tree(path, ())
     _set_all(tree, overrides)
-    return experiment_from(_located(experiment_from(tree).model_dump(mode="json", exclude_unset=True)))
+    experiment = experiment_from(_located(experiment_from(tree).model_dump(mode="json", exclude_unset=True)))
+    if experiment.sweep is None:  # of a sweep its points are trained, and checked (`amt_ray.space.sweep_points`)
+        check_acts(experiment)
+    return experiment
 
 
 def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -208,7 +276,17 @@ def overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """
     tree = experiment.model_dump(mode="json")
     _set_all(tree, overrides)
-    return experiment_from(_located(tree))
+    named = any(item.strip().startswith("data.") for item in overrides)
+    return experiment_from(_located(experiment_from(tree).model_dump(mode="json"), named))
+
+
+def located(experiment: Experiment, find_data: bool = True) -> Experiment:
+    """The experiment as a run records it: with paths that mean the same in a worker, which runs in another folder, and
+    in a process that resumes the run elsewhere.
+
+    ``find_data``: whether a folder ``data`` here is its ``data.root`` where it names none.
+    """
+    return experiment_from(_located(experiment.model_dump(mode="json"), find_data))
 
 
 def protocol_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -231,19 +309,17 @@ def _set_all(tree: dict[str, Any], overrides: Sequence[str], flag: str = "--set"
         key, sign, value = item.partition("=")
         if not sign or not key:
             raise ConfigError(f"{flag} must be key.path=value, got {item!r}.")
-        set_dotted(tree, key.strip(), _parse(value, f"{flag} {key}"))
+        set_dotted(tree, key.strip(), parse(value, f"{flag} {key}"))
 
 
-def _located(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with paths that mean the same in a worker, which runs in another folder."""
-    data = tree.setdefault("data", {})
-    if data.get("root") is None and Path("data").is_dir():
+def _located(tree: dict[str, Any], find_data: bool = True) -> dict[str, Any]:
+    """The tree with absolute paths, the default of ``ray.storage_path`` and (``find_data``) that of ``data.root`` among
+    them."""
+    data, ray = tree.setdefault("data", {}), tree.setdefault("ray", {})
+    if find_data and data.get("root") is None and Path("data").is_dir():
         data["root"] = "data"  # where the data sets look by default
-    for section, key in (("data", "root"), ("data", "cache_dir"), ("model", "checkpoint")):
-        path = tree.get(section, {}).get(key)
-        if path and "://" not in path:
-            tree[section][key] = str(Path(path).expanduser().absolute())
-    return tree
+    ray.setdefault("storage_path", Ray().storage_path)
+    return with_absolute_paths(tree)
 
 
 def experiment_from(tree: Mapping[str, Any]) -> Experiment:
@@ -260,10 +336,12 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
             raise ConfigError(str(error)) from None
     try:
         return Experiment.model_validate(tree)
+    except RecursionError as error:
+        raise ConfigError("an experiment must not be nested so deeply.") from error
     except ValidationError as error:
         causes = [problem.get("ctx", {}).get("error") for problem in error.errors()]
         infeasible = all(isinstance(cause, InfeasibleError) for cause in causes)
-        raise (InfeasiblePointError if infeasible else ConfigError)(_first_line(error)) from error
+        raise (InfeasiblePointError if infeasible else ConfigError)(first_line(error)) from error
 
 
 def recorded_yaml(text: str) -> Experiment:
@@ -272,7 +350,7 @@ def recorded_yaml(text: str) -> Experiment:
     Raises:
         ConfigError: As `experiment_from`.
     """
-    return experiment_from(_parse(removed(text), "config.yaml"))
+    return experiment_from(parse(removed(text), "config.yaml"))
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -283,16 +361,34 @@ def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     prefix = "sweep.space."
     if key.startswith(prefix):
         axis = key[len(prefix) :]
-        space = tree.setdefault("sweep", {}).setdefault("space", {})
+        space = _mapping_at(_mapping_at(tree, "sweep"), "space")
         space.pop(axis, None) if value is None else space.update({axis: value})
         return
     *sections, last = key.split(".")
     here = tree
     for section in sections:
-        if not isinstance(here.get(section), dict):
-            here[section] = {}
-        here = here[section]
+        here = _mapping_at(here, section)
     here[last] = value
+
+
+def _mapping_at(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping below a key, made where there is none; an encoder's name becomes its sizes."""
+    old = tree.get(key)
+    if key == "encoder" and isinstance(old, str):
+        old = _sizes_of(old)
+        if patch := old.pop("patch_size", None):
+            tree.setdefault("patch_size", patch)
+    if old is not None and not isinstance(old, dict):
+        raise ConfigError(f"a key below {key} must have a mapping there, got {old!r}.")
+    tree[key] = {} if old is None else old
+    return tree[key]  # type: ignore[no-any-return]
+
+
+def _sizes_of(encoder: str) -> dict[str, Any]:
+    try:
+        return dict(encoder_sizes(encoder))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[str]:
@@ -311,7 +407,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"an experiment must be a readable YAML file, got {path} ({error}).") from error
-    tree = _parse(text, str(path))
+    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"an experiment must be a mapping of keys, got {type(tree).__name__} in {path}.")
     bases = tree.pop("extends", [])
@@ -324,27 +420,12 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(merged, tree)
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where} must be valid YAML ({reason}).") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number, as it is in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
+        if key == "encoder" and isinstance(old, str) and isinstance(value, dict):
+            old = result[key] = dict(_mapping_at(result, key))
         replace = key == "space" or not (isinstance(old, dict) and isinstance(value, dict))
         result[key] = value if replace else _merged(old, value)  # type: ignore[arg-type]
     return result
@@ -358,15 +439,30 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _first_line(error: ValidationError) -> str:
+def first_line(error: ValidationError) -> str:
+    """What is wrong, in one line: of several problems the first."""
     problems = error.errors()
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("constant", "moving"))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    outer = _key(problems[0]["loc"])
+    # each kind that a value may be of has its problem: the deepest is that of the kind which was meant
+    same = [problem for problem in problems if f"{_key(problem['loc'])}.".startswith(f"{outer}.")]
+    first = max(same, key=lambda problem: len(_key(problem["loc"])))
+    key = _key(first["loc"])
+    others = {_key(problem["loc"]) for problem in problems if problem not in same}
+    more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"every key must be known, got {key}.{hint}{more}"
+        return f"{unknown_key(key)}{more}"
     if first["type"] == "value_error":
-        return f"{first['ctx']['error']}{more}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}.{more}"
+        return " ".join(f"{first['ctx']['error']}{more}".split())
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}.{more}"
+
+
+def unknown_key(key: str) -> str:
+    """What is said of a key that the schema does not have."""
+    close = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
+    return f"every key must be known, got {key}." + (f" Did you mean {close[0]}?" if close else "")
+
+
+def _key(loc: Sequence[int | str]) -> str:
+    """The dotted key of a problem, without the kinds of value that it may be of."""
+    kinds = re.compile(r"^(constant|moving|int|float|bool|str|none|(tuple|list|dict|literal|function|constrained).*)$")
+    return ".".join(str(part) for part in loc if not kinds.match(str(part)))

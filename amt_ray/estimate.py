@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from amt_ray import plugins
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.cost import Cost, checkpoint_bytes, score_store_bytes
-from amt_ray.core.datasets import Dataset
 from amt_ray.core.sampling import steps_per_epoch
+from amt_ray.listing import is_here, listed
+from amt_ray.phases import point_warnings, rate_line, warnings_of
 from amt_ray.space import Points, sweep_points
 from amt_ray.sweep_section import Sweep
 from amt_ray.trials import (
@@ -80,7 +80,8 @@ class Estimate:
         at_once: How many of them run at the same time.
         seconds: From the first step to the last.
         how: What the seconds go by.
-        notes: What else is to be known of a sweep, a line each.
+        notes: What else is to be known, a line each: of a run its learning rate, of a sweep its trials.
+        data: What is understood of the data set, a line each.
     """
 
     trials: int
@@ -90,6 +91,7 @@ class Estimate:
     seconds: float = 0.0
     how: str = ""
     notes: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -126,6 +128,7 @@ class Estimate:
 
     def lines(self) -> Iterator[str]:
         """For people, one fact a line."""
+        yield from self.data
         yield from self.notes
         cost, scores = self.cost, _bytes(self.score_bytes)
         yield (
@@ -150,13 +153,15 @@ def estimate(experiment: Experiment, speed: Speed, how: str, slots: int | None =
         UncountedError: If the number of images cannot be known here.
     """
     if experiment.sweep is None:
-        work = Work(experiment, training_images(experiment))
-        return Estimate(1, (work,), seconds=speed(work), how=how)
+        images, seen = counted(experiment)
+        work = Work(experiment, images)
+        notes = (rate_line(experiment, images), *warnings_of(experiment, images))
+        return Estimate(1, (work,), seconds=speed(work), how=how, notes=notes, data=seen)
     return _of_sweep(experiment, experiment.sweep, speed, how, slots)
 
 
 def _of_sweep(experiment: Experiment, sweep: Sweep, speed: Speed, how: str, slots: int | None) -> Estimate:
-    points, images = sweep_points(experiment), training_images(experiment)
+    points, (images, seen) = sweep_points(experiment), counted(experiment)
     if points.sampled:  # what Optuna will ask for is not known: as many points drawn at random stand for it
         drawn = sweep_points(experiment.override({"sweep.search": "random", "sweep.cost": None}))
         points = replace(points, listed=drawn.listed, sampled=0)
@@ -175,8 +180,11 @@ def _of_sweep(experiment: Experiment, sweep: Sweep, speed: Speed, how: str, slot
     at_once = max(min(sweep.max_concurrent_trials, len(trials), slots or sweep.max_concurrent_trials), 1)
     side_by_side = max(sum(map(speed, works)) / at_once, max(map(speed, works)))
     seconds = side_by_side + sum(map(speed, after))
-    notes = tuple(_notes(experiment, sweep, points, len(trials), at_once, works, len(warmups)))
-    return Estimate(len(trials), tuple(works), after, at_once, seconds, how, notes)
+    notes = (
+        *_notes(experiment, sweep, points, len(trials), at_once, works, len(warmups)),
+        *point_warnings(experiment, (*points.baselines, *points.listed), images),
+    )
+    return Estimate(len(trials), tuple(works), after, at_once, seconds, how, notes, seen)
 
 
 def _notes(
@@ -185,6 +193,7 @@ def _notes(
     seeds = seeds_of(experiment)
     repeated = f" ({points.count} points x {len(seeds)} seeds)" if len(seeds) > 1 else ""
     yield f"sweep: {trials} trials{repeated}, {at_once} at once, {points.infeasible} infeasible combinations left out"
+    yield from points.notes
     if ends := sweep.stops_early or ("pbt" if sweep.pbt else None):
         yield f"{ends}: trials may end or change before their last epoch, so what follows is the most that they take"
     if warmups:
@@ -211,19 +220,26 @@ def training_images(experiment: Experiment) -> int:
     Raises:
         UncountedError: If they are not here, and the data set has no published size.
     """
+    return counted(experiment)[0]
+
+
+def counted(experiment: Experiment) -> tuple[int, tuple[str, ...]]:
+    """How many images are trained on (`training_images`), and what is understood of the data set where it is here.
+
+    Raises:
+        UncountedError: If they are not here, and the data set has no published size.
+    """
     data = experiment.data
-    kind = plugins.load("datasets", data.name)
-    published: int | None = getattr(kind, "published", None)
+    if not is_here(data):
+        kind = plugins.load("datasets", data.name)
+        held_out = 0 if hasattr(kind, "pretrain_split") else int(kind.published * data.val_fraction)
+        left = kind.published - held_out
+        return min(left, data.train_images or left), ()
     try:
-        if published is not None and not (Path(data.root or "data").expanduser() / "train").is_dir():
-            count = published  # asking for the split might download it
-        else:
-            dataset: Dataset = kind(data.root, **data.options)
-            count = dataset.split(getattr(dataset, "pretrain_split", "train")).count
+        listing = listed(experiment)
     except (ValueError, OSError) as error:
         raise UncountedError(f"the images cannot be counted here: {error}") from error
-    left = count if hasattr(kind, "pretrain_split") else count - int(count * data.val_fraction)
-    return min(left, data.train_images or left)
+    return listing.counts["train"], tuple(listing.lines())
 
 
 def _short(number: float) -> str:

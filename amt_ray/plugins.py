@@ -17,6 +17,13 @@ PACKAGES = {
     "evals": "amt_ray.core.evals",
 }
 
+NEEDED = {
+    "masking": ("__dataclass_fields__", "needs_scores", "throws", "counts", "__call__"),
+    "methods": ("unit_patches", "forward"),
+    "datasets": ("mean", "std", "split"),
+    "evals": ("__dataclass_fields__", "needs", "measures", "presets", "check", "__call__"),
+}
+
 
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
@@ -38,12 +45,26 @@ def load(kind: str, name: str) -> Any:
     """
     if "." in name:
         try:
-            return _class_of(importlib.import_module(name))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"a dotted {kind} name must be an importable module, got {name} ({error}).") from error
+            module = importlib.import_module(name)
+        except Exception as error:  # the module's own code runs here, whatever it raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"a dotted {kind} name must be an importable module, got {name} ({reason}).") from error
+        return _checked(kind, name, _class_of(module))
     if name not in names(kind):
         raise ValueError(f"{kind} must be one of {', '.join(names(kind))}, or a dotted module name, got {name}.")
     return _class_of(importlib.import_module(f"{PACKAGES[kind]}.{name}"))
+
+
+def _checked(kind: str, name: str, found: Any) -> Any:
+    """The class, if it is of the kind that is asked for.
+
+    Raises:
+        ValueError: If it lacks something that all of its kind have.
+    """
+    lacks = [part for part in NEEDED[kind] if not hasattr(found, part)]
+    if lacks:
+        raise ValueError(f"a plug-in of {kind} must have {', '.join(NEEDED[kind])}, got {name} without {lacks[0]}.")
+    return found
 
 
 def _class_of(module: ModuleType) -> Any:

@@ -5,18 +5,24 @@ import math
 import random
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from amt_ray.axes import check_axes
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.attention import resolve_layers
 from amt_ray.core.plan import InfeasibleError
+from amt_ray.phases import check_points
 from amt_ray.section import InfeasiblePointError
 from amt_ray.sections import Moving
-from amt_ray.sweep_section import Axis, Sweep, canonical
+from amt_ray.sweep_section import Axis, Sweep, canonical, identity
 
 MASK, THROW, LAYERS = "masking.mask_ratio", "masking.throw_ratio", "attention.layers"
+WARMUP, EPOCHS = "masking.warmup_epochs", "train.epochs"
+WORST_DRAWS = 32
 Point = dict[str, Any]
+REPEATS = 50  # draws in a row that give what was drawn before, until the points that are left are looked for one by one
 
 
 class Draw(Protocol):
@@ -40,12 +46,14 @@ class Points:
         listed: Points known beforehand (grid and random search).
         sampled: Points to be asked for while the sweep runs (Optuna).
         infeasible: Combinations of a grid that leave no visible patch or name a layer that is not there, left out.
+        notes: What is tried otherwise than asked, in lines.
     """
 
     baselines: list[Point]
     listed: list[Point]
     sampled: int
     infeasible: int
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -72,19 +80,32 @@ def sweep_points(experiment: Experiment) -> Points:
         ConfigError: If there is no sweep, a key is unknown, a point breaks a rule, or no point is feasible.
     """
     sweep = sweep_of(experiment)
+    check_axes(experiment, sweep)
     listed: list[Point] = []
     infeasible = sampled = 0
     if sweep.space and sweep.search == "grid":
         listed, infeasible = _grid(experiment)
     elif sweep.space and sweep.search == "random":
-        generator = random.Random(experiment.seed)
-        listed = [draw_point(experiment, Seeded(generator)) for _ in range(sweep.num_samples)]
+        listed = list(itertools.islice(_random(experiment), sweep.num_samples))
     elif sweep.space:
-        sampled = sweep.num_samples
         draw_point(experiment, Seeded(random.Random(0)))
+        sampled = points_there(experiment, sweep.num_samples)
     for point in (*sweep.baselines, *listed, {**(sweep.retrain_best or {})}):
         experiment.override(point)
-    return Points([dict(b) for b in sweep.baselines], listed, sampled, infeasible)
+    check_points(experiment, (*sweep.baselines, *listed, *_latest_switches(experiment, sampled)))
+    baselines = {identity(baseline): dict(baseline) for baseline in reversed(sweep.baselines)}
+    there, notes = len(listed) + sampled, tuple[str, ...]()
+    if sweep.space and sweep.search != "grid" and there < sweep.num_samples:
+        notes = (f"sweep.space has {there} points, fewer than sweep.num_samples = {sweep.num_samples}: each is tried "
+                 "once a seed, and then the sweep ends",)  # fmt: skip
+    return Points(list(reversed(baselines.values())), listed, sampled, infeasible, notes)
+
+
+def _latest_switches(experiment: Experiment, sampled: int) -> list[Point]:
+    """Where points are still to be drawn: such with the longest warm-up and the fewest epochs that can be drawn."""
+    if not sampled:
+        return []
+    return [draw_point(experiment, LatestSwitch(random.Random(seed))) for seed in range(WORST_DRAWS)]
 
 
 def draw_point(experiment: Experiment, draw: Draw) -> Point:
@@ -101,6 +122,51 @@ def draw_point(experiment: Experiment, draw: Draw) -> Point:
             point[key] = _draw_value(key, axis, draw, experiment, point)
     experiment.override(point)
     return point
+
+
+def every_point(experiment: Experiment) -> Iterator[tuple[Point, dict[str, Any]]]:
+    """All points that `draw_point` can give, each with what Optuna would have drawn for it; repeated where several
+    draws give the same.
+
+    Raises:
+        EndlessError: At the first range of numbers.
+    """
+    walk, more = Walk(), True
+    while more:
+        with suppress(InfeasiblePointError):
+            yield draw_point(experiment, walk), dict(walk.drawn)
+        more = walk.advance()
+
+
+def points_there(experiment: Experiment, wanted: int) -> int:
+    """How many different points there are to draw, up to as many as are wanted."""
+    found: set[str] = set()
+    try:
+        for point, _ in every_point(experiment):
+            found.add(identity(point))
+            if len(found) == wanted:
+                break
+    except EndlessError:
+        return wanted
+    return len(found)
+
+
+def _random(experiment: Experiment) -> Iterator[Point]:
+    """Points of a random search, each once, until there are no more; of a population, whose members become different,
+    without end.
+    """
+    draw, found, repeats = Seeded(random.Random(experiment.seed)), set[str](), 0
+    while repeats < REPEATS:
+        point = draw_point(experiment, draw)
+        repeats = repeats + 1 if identity(point) in found and sweep_of(experiment).pbt is None else 0
+        if not repeats:
+            found.add(identity(point))
+            yield point
+    with suppress(EndlessError):
+        for point, _ in every_point(experiment):
+            if identity(point) not in found:
+                found.add(identity(point))
+                yield point
 
 
 def moved(experiment: Experiment, point: Point, resample: float, draw: "Seeded") -> Point:
@@ -141,9 +207,9 @@ def _grid(experiment: Experiment) -> tuple[list[Point], int]:
     for point in _combinations(experiment, sweep.space):
         try:
             experiment.override(point)
-            points.setdefault(canonical(point), point)
+            points.setdefault(identity(point), point)
         except InfeasiblePointError:
-            infeasible.add(canonical(point))
+            infeasible.add(identity(point))
     if not points:
         axes = {key: list(axis.values or ()) for key, axis in sweep.space.items()}
         raise ConfigError(f"mask_ratio + throw_ratio must leave a visible patch in some point of the grid, got {axes}.")
@@ -279,6 +345,21 @@ class Seeded:
 
 
 @dataclass(frozen=True)
+class LatestSwitch(Seeded):
+    """Draws by a generator, but of the warm-up's length the longest and of the run's the shortest."""
+
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """One of the values."""
+        drawn = super().choose(key, values, depends)
+        return max(values) if key == WARMUP else min(values) if key == EPOCHS else drawn
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """A whole number in the range."""
+        drawn = super().integer(key, low, high)
+        return high if key == WARMUP else low if key == EPOCHS else drawn
+
+
+@dataclass(frozen=True)
 class Near:
     """Draws near a known point."""
 
@@ -329,3 +410,51 @@ class FromOptuna:
     def integer(self, key: str, low: int, high: int) -> int:
         """A whole number in the range."""
         return int(self.trial.suggest_int(key, low, high))
+
+
+class EndlessError(Exception):
+    """A space with a range of numbers has no last point."""
+
+
+class Walk:
+    """Draws every point of a space in turn: the first value of each key, then from the last key on the others."""
+
+    def __init__(self) -> None:
+        self.path: list[int] = []  # which value of each draw
+        self.sizes: list[int] = []  # of how many; known as the draws are made
+        self.drawn: dict[str, Any] = {}  # as `FromOptuna` would have it
+
+    def choose(self, key: str, values: Sequence[Any], depends: bool) -> Any:
+        """The value whose turn it is."""
+        place = self._place(len(values))
+        told = {f"{key}:rank": (place + 0.5) / len(values)} if depends else {key: canonical(values[place])}
+        self.drawn |= told
+        return values[place]
+
+    def between(self, key: str, low: float, high: float, log: bool = False) -> float:
+        """The only number of the range."""
+        if low < high:
+            raise EndlessError
+        self.drawn[key] = low
+        return low
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """The number whose turn it is."""
+        self.drawn[key] = low + self._place(high - low + 1)
+        return int(self.drawn[key])
+
+    def _place(self, size: int) -> int:
+        self.sizes.append(size)
+        if len(self.path) < len(self.sizes):
+            self.path.append(0)
+        return self.path[len(self.sizes) - 1]
+
+    def advance(self) -> bool:
+        """Turn to the next point; whether there is one."""
+        path = self.path[: len(self.sizes)]
+        while path and path[-1] + 1 == self.sizes[len(path) - 1]:
+            path.pop()
+        self.path, self.sizes, self.drawn = path, [], {}
+        if path:
+            path[-1] += 1
+        return bool(path)

@@ -6,11 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from amt_ray.section import Section
+from amt_ray.section import Section, Seed
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integers")
 LISTED = ("grid", "choice")
+# where a run is made, not what it is: runs that differ in nothing else are of one setting
+PLACES = ("name", "data.root", "data.cache_dir", "train.keep_checkpoints", "tracking.", "ray.")
 MOVABLE = ("masking.mask_ratio", "masking.throw_ratio", "masking.options.", "attention.", "optim.base_lr")
+
+
+LEAST_HOURS = 0.001  # 3.6 s: no training is shorter
 
 
 class Axis(Section):
@@ -56,21 +61,21 @@ class Axis(Section):
 class ASHA(Section):
     """Stop the weaker trials early (Li et al. 2020, https://arxiv.org/abs/1810.05934)."""
 
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: float = Field(3, gt=1)
+    grace_epochs: int = Field(1, ge=1, le=100_000)
+    reduction_factor: float = Field(3, gt=1, le=1_000)
 
 
 class HyperBand(ASHA):
     """Asynchronous HyperBand: ASHA in several brackets, each with a later first look, so that slow starters live."""
 
-    brackets: int = Field(3, ge=2)
+    brackets: int = Field(3, ge=2, le=100)
 
 
 class Median(Section):
     """Stop a trial whose best value is below the median of the others' running means (Golovin et al., KDD 2017)."""
 
-    grace_epochs: int = Field(1, ge=1)
-    min_trials: int = Field(3, ge=1)
+    grace_epochs: int = Field(1, ge=1, le=100_000)
+    min_trials: int = Field(3, ge=1, le=1_000_000)
 
 
 class PBT(Section):
@@ -80,7 +85,7 @@ class PBT(Section):
     that one's values moved, or drawn anew with probability ``resample``: so ratios become schedules.
     """
 
-    interval_epochs: int = Field(5, ge=1)
+    interval_epochs: int = Field(5, ge=1, le=100_000)
     quantile: float = Field(0.25, gt=0, le=0.5)
     resample: float = Field(0.25, ge=0, le=1)
 
@@ -91,10 +96,10 @@ class Budget(Section):
     ``epochs`` counts the epochs of all trials. What is stopped keeps its checkpoint: a larger budget goes on with it.
     """
 
-    trials: int | None = Field(None, ge=1)
-    epochs: int | None = Field(None, ge=1)
-    hours: float | None = Field(None, gt=0)
-    gpu_hours: float | None = Field(None, gt=0)
+    trials: int | None = Field(None, ge=1, le=1_000_000)
+    epochs: int | None = Field(None, ge=1, le=1_000_000_000)
+    hours: float | None = Field(None, ge=LEAST_HOURS, le=1_000_000)
+    gpu_hours: float | None = Field(None, ge=LEAST_HOURS, le=1_000_000_000)
 
 
 class Sweep(Section):
@@ -110,10 +115,10 @@ class Sweep(Section):
     cost: str | None = None
     force: bool = False
     search: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: int = Field(8, ge=1)
-    seeds: tuple[int, ...] = ()
-    max_concurrent_trials: int = Field(2, ge=1)
-    max_failures: int = Field(1, ge=0)
+    num_samples: int = Field(8, ge=1, le=1_000_000)
+    seeds: tuple[Seed, ...] = ()
+    max_concurrent_trials: int = Field(2, ge=1, le=1_000_000)
+    max_failures: int = Field(1, ge=0, le=1_000_000)
     baselines: tuple[dict[str, Any], ...] = ()
     space: dict[str, Axis] = {}
     asha: ASHA | None = None
@@ -143,10 +148,17 @@ class Sweep(Section):
             )
         if self.cost is not None and self.search != "optuna":
             raise ValueError(f"sweep.cost must be unset for search {self.search}: only optuna has two objectives.")
-        if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"sweep.seeds must be different and at least 0, got {list(self.seeds)}.")
         if self.seeds and any("seed" in point for point in (self.space, *self.baselines)):
             raise ValueError(f"seed must not be searched where sweep.seeds repeats points, got {list(self.seeds)}.")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_only(self) -> "Sweep":
+        for key in self.space:
+            if not makes_setting(key):
+                raise ValueError(f"sweep.space must hold what makes a setting, got {key}: that is where it runs.")
         return self
 
     @model_validator(mode="after")
@@ -156,6 +168,11 @@ class Sweep(Section):
             raise ValueError(f"at most one of asha, hyperband, median, pbt must be set, got {', '.join(given)}.")
         if self.pbt is None:
             return self
+        if self.retrain_best is not None:
+            raise ValueError(
+                "sweep.retrain_best must be unset for pbt, whose best member is a schedule and not a point, "
+                f"got {self.retrain_best}."
+            )
         if self.search != "random":
             raise ValueError(f"sweep.search must be random for pbt, which draws a population, got {self.search}.")
         for key in self.space:
@@ -164,6 +181,24 @@ class Sweep(Section):
         return self
 
 
+def makes_setting(key: str) -> bool:
+    """Whether runs that differ in this dotted key are of different settings."""
+    return not any(key == place or (place.endswith(".") and key.startswith(place)) for place in PLACES)
+
+
 def canonical(values: Any) -> str:
     """Equal points have equal texts."""
     return json.dumps(values, sort_keys=True, default=str)
+
+
+def identity(values: Any) -> str:
+    """As `canonical`, for what must not be tried twice: 1 and 1.0 are one value."""
+    return canonical(_plain(values))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(some) for key, some in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(some) for some in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

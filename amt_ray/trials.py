@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from amt_ray.config import Experiment, experiment_from
 from amt_ray.sections import Attention
 from amt_ray.space import LAYERS, Point, Points, sweep_of
-from amt_ray.sweep_section import Budget, canonical
+from amt_ray.sweep_section import Budget, canonical, identity
 
 # what acts only after the switch; `masking.warmup_epochs` says when that is, and changes nothing before it
 AFTER_SWITCH = (
@@ -27,17 +27,22 @@ class Trial:
         seed: Its seed.
         baseline: Whether it is there to be compared with.
         epochs: Its length, where `equalise` gives it one.
+        member: How many members of a population begin at the same point before this one; 0 in every other search.
     """
 
     point: Point
     seed: int
     baseline: bool = False
     epochs: int | None = None
+    member: int = 0
 
     @property
     def key(self) -> str:
-        """Equal for equal trials, whatever their place in the sweep."""
-        return canonical([self.point, self.seed])
+        """Equal for equal trials, whatever their place in the sweep: no key is trained twice.
+
+        A baseline that is also a point of the search is two trials: one is compared with, the other may win.
+        """
+        return identity([self.point, self.seed, self.baseline, self.member])
 
     @property
     def overrides(self) -> Point:
@@ -53,8 +58,15 @@ def seeds_of(experiment: Experiment) -> Sequence[int]:
 
 def listed_trials(experiment: Experiment, points: Points) -> list[Trial]:
     """Baselines and listed points with the first seed, then with the next: a sweep cut short has whole replicates."""
+    before: Counter[str] = Counter()
+
+    def trial(point: Point, seed: int, baseline: bool) -> Trial:
+        one = Trial(point, seed, baseline)
+        before[one.key] += 1
+        return replace(one, member=before[one.key] - 1)
+
     return [
-        Trial(point, seed, baseline)
+        trial(point, seed, baseline)
         for seed in seeds_of(experiment)
         for baseline, some in ((True, points.baselines), (False, points.listed))
         for point in some
@@ -157,13 +169,16 @@ def warmup_key(experiment: Experiment) -> str:
     return hashlib.sha256(canonical(tree).encode()).hexdigest()[:16]
 
 
-def shared_warmups(experiment: Experiment, listed: Iterable[Trial], sampled: bool) -> dict[str, Warmup]:
+def shared_warmups(
+    experiment: Experiment, listed: Iterable[Trial], sampled: bool, begun: Collection[str] = ()
+) -> dict[str, Warmup]:
     """The warm-ups that more than one trial needs, by key.
 
     Args:
         experiment: The sweep's.
         listed: Trials that are still to be run.
         sampled: Whether further points will be asked for.
+        begun: Keys of warm-ups that are there already, also for a single trial that is left.
     """
     sweep = sweep_of(experiment)
     if not sweep.share_warmup:
@@ -177,7 +192,7 @@ def shared_warmups(experiment: Experiment, listed: Iterable[Trial], sampled: boo
         if warmup is not None:
             needed[warmup.key] += 1
             found[warmup.key] = _joined(found.get(warmup.key), warmup)
-    return {key: warmup for key, warmup in found.items() if needed[key] > 1}
+    return {key: warmup for key, warmup in found.items() if needed[key] > 1 or key in begun}
 
 
 def _sampled_warmups(experiment: Experiment, seed: int) -> list[Warmup | None]:

@@ -96,7 +96,7 @@ def recipe(run: amt_ray.Run) -> float:
     client = MlflowClient(run.uri)
     here = [client.get_run(run.id).info.experiment_id]
     known = [r for r in client.search_runs(here, query) if r.info.status == "FINISHED"]
-    found = known[0].data.metrics if known else amt_ray.evaluate(run, RECIPE, quiet=True, precision="bfloat16")
+    found = known[0].data.metrics if known else amt_ray.evaluate(run, RECIPE, quiet=True, precision="auto")
     return float(found["test/linear_top1"])
 
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from amt_ray.core.precision import product_rates
+
 Name = TypeVar("Name")
 Clock = Callable[[], float]
 
@@ -35,6 +37,17 @@ def clock_of(told: argparse.Namespace) -> Clock:
 def device() -> str:
     """``cuda`` where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def worth_measuring(where: str) -> list[str]:
+    """The precisions whose products of matrices are no slower than float32's; says which are left out."""
+    rates = product_rates(where)
+    slow = {name: rate / rates["float32"] for name, rate in rates.items() if rate < rates["float32"]}
+    for name, share in slow.items():
+        print(
+            f"{name} is left out: its matrix products run at {share:.2g} of float32's rate here; name it to measure it"
+        )
+    return [name for name in rates if name not in slow]
 
 
 def seconds(work: Callable[[], object], clock: Clock = time.perf_counter) -> float:

@@ -132,7 +132,9 @@ def resuming(runs: int, folder: Path) -> Constants:
     entries: list[ledger.Entry] = []
     found: Constants = {
         "children_s": spent(lambda: ledger.children(target, parent, "trial")).cpu_s,
-        "entries_s": (read := spent(lambda: entries.extend(ledger.known_entries(target, parent, asked)))).cpu_s,
+        "entries_s": (
+            read := spent(lambda: entries.extend(ledger.known_entries(target, parent, asked, str(folder))))
+        ).cpu_s,
         "entries_peak_mb": read.peak_mb,
     }
     assert len(entries) == runs and all(entry.epoch == 400 and len(entry.values) == 400 for entry in entries)

@@ -31,7 +31,7 @@ EXPERIMENT = {
         "encoder": {"embed_dim": 64, "depth": 4, "num_heads": 4},
         "decoder": {"embed_dim": 32, "depth": 1, "num_heads": 2},
     },
-    "masking": {"warmup_epochs": 1000},
+    "masking": {"strategy": "random", "mask_ratio": 0.75, "throw_ratio": 0.0},
     "optim": {"warmup_epochs": 0},
     "eval": {"protocols": []},
 }

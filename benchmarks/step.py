@@ -18,7 +18,19 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measuring import Clock, clock_of, device, in_turns, machine, parser, ratio, seconds, table, write
+from measuring import (
+    Clock,
+    clock_of,
+    device,
+    in_turns,
+    machine,
+    parser,
+    ratio,
+    seconds,
+    table,
+    worth_measuring,
+    write,
+)
 from peers import PEERS, Sizes
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -30,8 +42,8 @@ from amt_ray.core.masking.random import Random
 from amt_ray.core.methods import MethodOutput
 from amt_ray.core.methods.mae import MAE
 from amt_ray.core.optim import adamw
+from amt_ray.core.precision import PRECISIONS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PLANS = {"mae-0.75": Random(0.75), "amt-0.45-0.40": AMT(0.45, 0.40)}
 PATCH = {32: 4, 64: 8, 224: 16}
 DECODER = {
@@ -100,7 +112,7 @@ def stepper(model: nn.Module, images: Tensor, precision: str) -> Callable[[], No
     optimizer = adamw(model, 1.5e-4, 0.05, (0.9, 0.95))
 
     def step() -> None:
-        with torch.autocast(images.device.type, DTYPES[precision], enabled=precision != "float32"):
+        with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
             loss = model(images)
         loss.backward()
         optimizer.step()
@@ -132,7 +144,7 @@ def product_peak(precision: str, where: str, clock: Clock) -> float:
     """Operations a second of the fastest of some large matrix products."""
     best = 0.0
     for side in (8192, 4096) if where == "cuda" else (2048, 1024):
-        a, b = (torch.randn(side, side, device=where, dtype=DTYPES[precision]) for _ in range(2))
+        a, b = (torch.randn(side, side, device=where, dtype=PRECISIONS[precision]) for _ in range(2))
         for product in (lambda a=a, b=b: a @ b, lambda a=a, b=b: a @ b.T):
             taken = min(seconds(product, clock) for _ in range(8))
             best = max(best, 2 * side**3 / taken)
@@ -188,7 +200,7 @@ def main() -> None:
     """Measure every model and precision, print the table."""
     told = parser(__doc__)
     told.add_argument("--models", nargs="+", metavar="NAME@PIXELS")
-    told.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
+    told.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default: all that are no slower here")
     told.add_argument("--codes", nargs="+", choices=["amt_ray", *PEERS], default=["amt_ray", *PEERS])
     told.add_argument("--batch", type=int)
     told.add_argument("--repeats", type=int)
@@ -200,13 +212,14 @@ def main() -> None:
     for code in absent:
         print(f"{code} is not installed and is left out; pip install 'amt-ray[bench]' brings the peers")
     codes = [code for code in args.codes if code not in absent]
+    precisions = args.precisions or worth_measuring(device())
     rows = []
     for model in names:
         side = int(model.partition("@")[2])
         batch = args.batch or (GPU_BATCH[side] if device() == "cuda" else CPU_BATCH.get(model, 8))
         if args.quick and device() == "cpu":
             batch = args.batch or batch // 2
-        for precision in args.precisions:
+        for precision in precisions:
             repeats = args.repeats or (2 if args.quick else 9)
             rows += measure(model, precision, batch, codes, repeats, args.compile, clock)
     print(machine() + ", processor time" * args.processor_time)

@@ -110,7 +110,8 @@ def test_book__goes_on_with_what_was_left_and_repeats_nothing_that_ended():
 
 
 def test_book__knows_a_member_of_a_population_whose_point_has_moved():
-    pbt = {"search": "random", "num_samples": 2, "space": {MASK: {"uniform": [0.2, 0.5]}}, "pbt": {}}
+    search = {"search": "random", "num_samples": 2, "space": {MASK: {"uniform": [0.2, 0.5]}}}
+    pbt = {**search, "pbt": {"interval_epochs": 1}}
     now = {MASK: 0.25}
     resumed = book_of(entries(book_of(sweep={**pbt, "share_warmup": False}), epoch=4, now=now), sweep=pbt)
     assert len(resumed.entries) == 2  # no second trial for the point where it began
@@ -129,8 +130,8 @@ def test_book__is_interrupted_where_points_are_still_to_be_asked_for():
 
 def test_book__takes_up_a_warm_up_that_is_there():
     key = next(iter(book_of(sweep=GRID).warmups))
-    assert book_of(known_warmups={key: ("w", 2)}, sweep=GRID).next()["fork"] == {"run_id": "w", "epoch": 2}
-    assert book_of(known_warmups={key: ("w", 1)}, sweep=GRID).next()["kind"] == "warmup"
+    assert book_of(known_warmups={key: ("w", [1, 2])}, sweep=GRID).next()["fork"] == {"run_id": "w", "epoch": 2}
+    assert book_of(known_warmups={key: ("w", [1])}, sweep=GRID).next()["kind"] == "warmup"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_optuna__asks_for_the_same_points_after_a_stop():
     run_all(first, 5)
     kept = [entry for entry in first.entries.values() if entry.status == "ended"]
     assert len(kept) == 5
-    resumed = book_of(kept, known_warmups={next(iter(first.warmups)): ("w", 2)}, sweep=OPTUNA)
+    resumed = book_of(kept, known_warmups={next(iter(first.warmups)): ("w", [2])}, sweep=OPTUNA)
     assert run_all(resumed) == whole[5:]
 
 

@@ -4,6 +4,7 @@ The energy of a score map is the share of its mass inside the objects' boxes, di
 1 is what a constant map has; above 1, attention prefers the objects.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from amt_ray.core.attention import Scoring, score_maps
 from amt_ray.core.datasets import Objects
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.finite import NotFiniteError
 from amt_ray.core.geometry import crop_scores, whole_images
 from amt_ray.core.images import ImageArray
 from amt_ray.core.ports import Ranks
@@ -42,7 +44,7 @@ def energy(scores_BKN: Tensor, covered_BN: Tensor) -> Tensor:
     area_B1 = covered_BN.mean(dim=1, keepdim=True)
     mass_BK = scores_BKN.sum(dim=2)
     inside_BK = (scores_BKN * covered_BN.unsqueeze(1)).sum(dim=2)
-    share_BK = torch.where(mass_BK > 0, inside_BK / mass_BK, area_B1)
+    share_BK = torch.where(mass_BK == 0, area_B1, inside_BK / mass_BK)  # of what is no number the share is none
     return share_BK / area_B1
 
 
@@ -72,6 +74,9 @@ def box_energy(
     Returns:
         ``box_energy`` of the scoring, ``box_energy_layer_00`` and so on of the layers, and ``box_energy_images``, how
         many images told. Empty if none did.
+
+    Raises:
+        NotFiniteError: If a score is not finite.
     """
     size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
     total = torch.zeros(encoder.depth + 2, dtype=torch.float64)
@@ -89,6 +94,8 @@ def box_energy(
         total[:-1] += energy(scores_BKN, covered_BN[telling_B].double()).sum(dim=0)
         total[-1] += int(telling_B.sum())
     *energies, count = ranks.sum(total.float().to(ranks.device)).tolist()
+    if not all(map(math.isfinite, energies)):
+        raise NotFiniteError("attention scores must be finite for their energy in the boxes, got others.")
     names = ["box_energy", *(f"box_energy_layer_{layer:02}" for layer in range(encoder.depth))]
     found = {name: value / count for name, value in zip(names, energies, strict=True)} if count else {}
     return found | ({"box_energy_images": count} if count else {})

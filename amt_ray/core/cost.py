@@ -83,7 +83,8 @@ class Course:
     unit: int = 1
     layers: Layers = -1
 
-    def _strategy(self, epoch: int) -> MaskingStrategy:
+    def strategy(self, epoch: int) -> MaskingStrategy:
+        """The masking strategy of an epoch."""
         if self.schedule.in_warmup(epoch):
             return self.warmup_strategy
         return self.strategy_at(self.schedule.progress(epoch))
@@ -91,11 +92,11 @@ class Course:
     def counts(self, epoch: int) -> Counts:
         """Patches of an image that are visible, masked and thrown in an epoch."""
         area = self.unit**2
-        return Counts(*(area * count for count in self._strategy(epoch).counts(self.method.num_patches // area)))
+        return Counts(*(area * count for count in self.strategy(epoch).counts(self.method.num_patches // area)))
 
     def is_scored(self, epoch: int) -> bool:
         """Whether all images are scored before an epoch."""
-        return self._strategy(epoch).needs_scores and self.schedule.refresh_due(epoch)
+        return self.strategy(epoch).needs_scores and self.schedule.refresh_due(epoch)
 
     @property
     def plans(self) -> Counter[Counts]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amt_ray.core.checkpoint import FORMAT
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.weights import encoder_part
+from amt_ray.core.weights import encoder_part, heads_of
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = {"timm": (*TORCH_SUFFIXES, ".safetensors"), "mae": TORCH_SUFFIXES, "safetensors": (".safetensors",)}
@@ -113,7 +113,9 @@ def export(model: Encoder, format: str, path: str | Path, about: Mapping[str, An
         raise ValueError(f"a file for format {format} must end in {' or '.join(SUFFIXES[format])}, got {path}.")
     metadata = _metadata(model, about)
     if format == "mae":
-        checkpoint = {**to_mae(model), "amt_ray": metadata}
+        heads = heads_of(model).get("decoder")
+        decoder = {"decoder": {"num_heads": heads}} if heads else {}
+        checkpoint = {**to_mae(model), "amt_ray": _metadata(model, {**(about or {}), **decoder})}
         _whole(path, lambda partial: torch.save(checkpoint, partial))
         return
     state = to_timm(model) if format == "timm" else encoder_state(model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amt_ray.core.checkpoint import random_states, restore_random_states
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.loop import NotFiniteError
+from amt_ray.core.finite import NotFiniteError, not_finite
 from amt_ray.core.noise import Purpose, bits, permutation
 from amt_ray.core.ports import Checkpoints, Ranks
 from amt_ray.core.probing import Progress, resume, save, sum_gradients
@@ -136,7 +136,7 @@ class Fit:
         """All epochs that the newest checkpoint leaves to do.
 
         Raises:
-            NotFiniteError: If the mean loss of an epoch is not finite.
+            NotFiniteError: If the mean loss of an epoch, or a weight at its end, is not finite.
         """
         start_alike(self.model, ranks)
         for epoch in range(resume(checkpoints, protocol, self.model, self.optimizer), self.epochs):
@@ -165,6 +165,8 @@ class Fit:
         mean = float(ranks.sum(total)) / steps
         if not np.isfinite(mean):
             raise NotFiniteError(f"the loss must stay finite, got {mean} in epoch {epoch + 1} of {self.what}.")
+        if broken := not_finite(self.model.state_dict()):  # by the last step, whose loss was of those before
+            raise NotFiniteError(f"weights must stay finite, got others in {broken[0]} after epoch {epoch + 1}.")
 
 
 def warmup_steps_of(asked: int, total_steps: int) -> int:

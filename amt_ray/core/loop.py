@@ -24,7 +24,9 @@ from amt_ray.core.checkpoint import (
     write_checkpoint,
     write_scores,
 )
+from amt_ray.core.cost import Cost, Course
 from amt_ray.core.encoder import Encoder
+from amt_ray.core.finite import NotFiniteError as NotFiniteError
 from amt_ray.core.geometry import Crops, crop_scores, released_corner
 from amt_ray.core.images import Augmentation, ImageArray
 from amt_ray.core.masking import MaskingStrategy
@@ -32,14 +34,21 @@ from amt_ray.core.noise import Purpose, permutation, uniform
 from amt_ray.core.parallel import Whole, averaging, checksum, load_optimizer, load_weights, whole_state, wrapped
 from amt_ray.core.plan import PatchPlan
 from amt_ray.core.ports import Checkpoints, Ranks, Reporter
+from amt_ray.core.precision import dtype_of
 from amt_ray.core.prefetch import Waits, ahead
 from amt_ray.core.sampling import MicroBatch, epoch_steps, equal_share, step_images, steps_per_epoch
 from amt_ray.core.schedule import Schedule
 from amt_ray.core.score_store import ScoreStore
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROGRESS_EVERY_S = 2.0
 NAMED_IMAGES = 8
+
+# what a run writes: after every epoch, and after some; the evaluation protocols' names come beside these
+EVERY_EPOCH = (
+    "train/loss", "train/lr", "perf/images_per_s", "perf/epoch_s", "perf/data_wait_share", "perf/train_s",
+    "perf/workers", "cost/flops", "cost/visible_tokens",
+)  # fmt: skip
+SOME_EPOCHS = ("perf/refresh_s", "perf/eval_s", "train/lr_scale")
 
 Evaluation = Callable[[Encoder, bool], Mapping[str, float]]
 AtRefresh = Callable[[Encoder], Mapping[str, float]]
@@ -57,10 +66,6 @@ class Prepared(NamedTuple):
     images: Tensor
     plan: PatchPlan
     weight_B: Tensor
-
-
-class NotFiniteError(RuntimeError):
-    """The loss, or a weight, is no longer a number."""
 
 
 @dataclass
@@ -94,6 +99,7 @@ class Pretraining:
             halved from there on; else it ends the run.
         seed: Seed of the order, the crops and the plans.
         ranks: The processes that train together.
+        course: What an epoch costs an image, logged as ``cost/flops`` and ``cost/visible_tokens`` up to each epoch.
         about: Kept in the weights' metadata.
         extra: Kept in the checkpoint beside the training state (the MLflow run id).
     """
@@ -120,6 +126,7 @@ class Pretraining:
     whole: Whole | None = None
     roll_backs: int = 0
     seed: int = 0
+    course: Course | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -199,7 +206,7 @@ class Pretraining:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of the forward pass."""
-        dtype = PRECISIONS[self.precision]
+        dtype = dtype_of(self.precision)
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def refresh_scores(self) -> None:
@@ -322,6 +329,28 @@ class Pretraining:
             "perf/workers": self.ranks.size,
         }
 
+    def spent(self, reporter: Reporter) -> dict[str, float]:
+        """What the training has cost up to the end of this epoch, over all images.
+
+        It goes on from the epoch before, so a training that moved its ratios, or went on from another's, counts what
+        it and that one did.
+        """
+        if self.course is None:
+            return {}
+        images, before = len(self.train_index), self.history.get(self.epoch, {})
+        try:
+            epoch = self.course.epoch_cost(self.epoch) * images
+            if "cost/flops" in before:
+                total = Cost(before["cost/visible_tokens"], before["cost/flops"]) + epoch
+            else:
+                total = self.course.cost(self.epoch) * images + epoch
+        except Exception as error:  # a method of one's own may train and yet not run on the meta device
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reporter.warning(f"cost/flops and cost/visible_tokens are not logged, as counting failed: {reason}")
+            self.course = None
+            return {}
+        return {"cost/flops": float(total.flops), "cost/visible_tokens": float(total.visible_tokens)}
+
     def _not_finite(self, got: str, order: Tensor, step: int, lr: float, reporter: Reporter) -> NotFiniteError:
         """The error that names the images of the step, all of which are recorded in a file."""
         images = step_images(order, self.batch_size, step).tolist()
@@ -413,6 +442,7 @@ class Pretraining:
                 continue
             if self.lr_scale != 1.0:
                 metrics["train/lr_scale"] = self.lr_scale
+            metrics |= self.spent(reporter)
             last = self.schedule.is_last(self.epoch)
             if evaluate is not None and self.schedule.eval_due(self.epoch):
                 started = time.monotonic()

@@ -6,9 +6,14 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 
-def scaled_lr(base_lr: float, global_batch_size: int) -> float:
-    """Linear scaling rule (Goyal et al. 2017, https://arxiv.org/abs/1706.02677): base_lr x global batch / 256."""
-    return base_lr * global_batch_size / 256
+def scaled_lr(base_lr: float, images_a_step: int) -> float:
+    """Linear scaling rule (Goyal et al. 2017, https://arxiv.org/abs/1706.02677): base_lr x images a step / 256.
+
+    Args:
+        base_lr: Learning rate for 256 images a step.
+        images_a_step: Those that a step has (`amt_ray.core.sampling.images_a_step`), not those asked for.
+    """
+    return base_lr * images_a_step / 256
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
@@ -29,3 +34,10 @@ def cosine_schedule(
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def peak_share(total_steps: int, warmup_steps: int) -> float:
+    """The highest learning rate that `cosine_schedule` reaches within its steps, as a share of the one asked for."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cosine_schedule(optimizer, total_steps, warmup_steps, 0.0).step_update(min(warmup_steps, total_steps - 1))
+    return float(optimizer.param_groups[0]["lr"])

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from amt_ray.core.attention import Scoring, score_maps
+from amt_ray.core.finite import finite
 from amt_ray.core.geometry import crop_scores, whole_images
 from amt_ray.core.images import ImageArray
 from amt_ray.core.masking import MaskingStrategy
@@ -62,18 +63,23 @@ def preview(
         plans: How plans are made.
         seed: Of the plans.
         every_layer: Whether each layer's scores are wanted as well.
+
+    Raises:
+        NotFiniteError: If a score or a predicted pixel is not finite.
     """
     was_training = model.training
     model.eval()
     device = model.cls_token.device
     rows, columns = model.grid
     batch = images.whole(index_B, (rows * model.patch_size, columns * model.patch_size), device)
-    scores_BGW = plans.scoring(model, batch).reshape(-1, rows, columns)
+    scores_BGW = finite("attention scores", plans.scoring(model, batch)).reshape(-1, rows, columns)
     units = (rows // plans.unit, columns // plans.unit)
     noise_BU = uniform(seed, 0, index_B.to(device), Purpose.PREVIEW, units[0] * units[1])
     scores_BU = crop_scores(scores_BGW, whole_images(len(batch), device), units).flatten(1)
     plan = plans.strategy(scores_BU, noise_BN=noise_BU).expand(model.grid, plans.unit)
     pred_BMP = model.reconstruction(model(batch, plan).pred, batch, plan)
+    if pred_BMP is not None:
+        finite("predicted pixels", pred_BMP)
     layers = score_maps(model, batch, range(model.depth), plans.scoring.heads) if every_layer else None
     model.train(was_training)
     return Preview(

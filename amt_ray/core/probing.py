@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from amt_ray.core.checkpoint import read_training, read_weights, write_checkpoint
 from amt_ray.core.datasets import UNKNOWN, Source
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task
+from amt_ray.core.evals import Known, Task
+from amt_ray.core.finite import NotFiniteError, check_weights
+from amt_ray.core.folders import first_of
 from amt_ray.core.geometry import Crops
 from amt_ray.core.images import ImageArray
-from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.precision import dtype_of
 from amt_ray.core.tokens import patchify
 
 POOLS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
@@ -56,12 +58,26 @@ def check(encoder: Encoder, task: Task) -> None:
             the encoder's.
     """
     check_images(encoder, task)
-    splits = [task.train] if task.test is None else [task.train, task.test]
-    if any(split.labels_n is None for split in splits):
+    if any(images.labels_n is None for _, images, _ in task.splits):
         raise ValueError("a probe needs images with labels in train and test, got images without labels.")
-    if splits[-1].classes != task.train.classes:
+    check_classes({name: images.classes for name, images, _ in task.splits})
+
+
+def check_classes(classes: Mapping[str, Sequence[str]]) -> None:
+    """Refuse splits with other classes than train has.
+
+    Raises:
+        ValueError: If there are some; the message names those that one of the two lacks.
+    """
+    train = classes["train"]
+    for name, own in classes.items():
+        if list(own) == list(train):
+            continue
+        alone = {"train": sorted(set(train) - set(own)), name: sorted(set(own) - set(train))}
+        said = [f"{first_of(some)} only in {where}" for where, some in alone.items() if some]
         raise ValueError(
-            f"train and test must have the same classes, got {len(task.train.classes)} and {len(splits[-1].classes)}."
+            f"train and {name} must have the same classes, got {len(train)} and {len(own)} "
+            f"({', '.join(said) or 'in another order'})."
         )
 
 
@@ -69,8 +85,9 @@ def check_images(encoder: Encoder, task: Task) -> None:
     """Refuse what no protocol can take, whatever it is that images are known to show.
 
     Raises:
-        ValueError: If there is no image to learn from, or the size is not the encoder's.
+        ValueError: If there is no image to learn from, the size is not the encoder's, or a weight is not finite.
     """
+    check_weights(encoder, "the encoder's weights")
     if len(task.train_index) < 1:
         raise ValueError("a probe must have at least 1 image to learn from, got 0.")
     size = tuple(side * encoder.patch_size for side in encoder.grid)
@@ -89,15 +106,14 @@ def check_sources(task: Task, needed: str) -> None:
         ValueError: If they are missing in train or test, of other images, or the two have other classes.
     """
     known, classes = KNOWN[needed]
-    sources = [task.train_source] if task.test is None else [task.train_source, task.test_source]
-    if any(source is None or getattr(source, known) is None for source in sources):
-        raise ValueError(f"this protocol needs images with {needed} in train and test, got images without {needed}.")
-    for source, images in zip(sources, (task.train, task.test)):
-        if source is not None and images is not None and source.count != len(images):
+    for _, images, source in task.splits:
+        if source is None or getattr(source, known) is None:
+            raise ValueError(
+                f"this protocol needs images with {needed} in train and test, got images without {needed}."
+            )
+        if source.count != len(images):
             raise ValueError(f"a source must have the images that were decoded, got {source.count} and {len(images)}.")
-    first, last = (getattr(source, classes) for source in (sources[0], sources[-1]))
-    if first != last:
-        raise ValueError(f"train and test must have the same classes, got {len(first)} and {len(last)}.")
+    check_classes({name: getattr(source, classes) for name, _, source in task.splits})
 
 
 def check_labelmaps(source: Source) -> None:
@@ -131,11 +147,45 @@ class Measured(NamedTuple):
 
 
 def measured(task: Task, test: bool) -> list[Measured]:
-    """The held-out images and, where ``test`` is true and there is one, the test split."""
-    found = [Measured("eval", task.train, task.val_index)] if len(task.val_index) else []
+    """The held-out images, or those of the val split, and, where ``test`` is true and there is one, the test split."""
+    val = task.train if task.val is None else task.val
+    found = [Measured("eval", val, task.val_index)] if len(task.val_index) else []
     if test and task.test is not None:
         found.append(Measured("test", task.test, torch.arange(len(task.test))))
     return found
+
+
+def objectless(task: Task, test: bool) -> list[Measured]:
+    """Of the images to measure on, those of which none is known to show an object that can be found."""
+
+    def shows(source: Source, i: int) -> bool:
+        assert source.objects is not None
+        found = source.objects(i)
+        return len(found.labels) > (0 if found.crowd is None else found.crowd.sum())
+
+    splits = [split for split in measured(task, test) if task.source_of(split.images).objects is not None]
+    return [s for s in splits if not any(shows(task.source_of(s.images), i) for i in s.index_n.tolist())]
+
+
+def masks_known(task: Task) -> bool:
+    """Whether the objects of the images to learn from have masks: asked of the first image that has objects."""
+    source = task.train_source
+    if source is None or source.objects is None:
+        return False
+    found = (source.objects(int(i)) for i in task.train_index)
+    return next((objects.masks is not None for objects in found if len(objects.labels)), False)
+
+
+def known_of(encoder: Encoder, task: Task, test: bool) -> Known:
+    """What decides which metrics a protocol writes of these images.
+
+    Args:
+        encoder: May be on the meta device.
+        task: The images.
+        test: Whether the test split is measured too.
+    """
+    splits = tuple(split.prefix for split in measured(task, test))
+    return Known(encoder.depth, len(task.train.classes), masks_known(task), splits)
 
 
 @contextlib.contextmanager
@@ -153,7 +203,7 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The precision of a forward pass: ``float32``, or ``bfloat16`` for autocast."""
-    dtype = one_of("precision", PRECISIONS, precision)
+    dtype = dtype_of(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
@@ -182,20 +232,29 @@ def top_hits(scores: Tensor, truth_B: Tensor) -> Tensor:
     """How many images have their class first, and among the first five.
 
     Args:
-        scores: [..., B, classes], larger is likelier.
+        scores: [..., B, classes], larger is likelier; -inf for a class that is never a hit.
         truth_B: int64 classes.
 
     Returns:
-        [..., 2] float64 counts.
+        [..., 2] float64 counts; not a number where a score is none, which would be taken for the likeliest: so every
+        rank learns of it when the counts are summed, and `accuracies` refuses it.
     """
-    best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices == truth_B.unsqueeze(-1)
-    return torch.stack([best[..., 0].sum(-1), best.any(-1).sum(-1)], dim=-1).double()
+    found, classes = scores.topk(min(5, scores.shape[-1]), dim=-1)
+    best = (classes == truth_B.unsqueeze(-1)) & (found > -torch.inf)
+    hits = torch.stack([best[..., 0].sum(-1), best.any(-1).sum(-1)], dim=-1).double()
+    sound = (scores < torch.inf).flatten(-2).all(dim=-1, keepdim=True)  # -inf may stand for a class without a score
+    return hits.where(sound, torch.nan)
 
 
 def accuracies(name: str, hits_2: Tensor, count: int, classes: int) -> dict[str, float]:
-    """``name_top1`` and, with more than five classes, ``name_top5``, as shares of ``count``."""
-    top1, top5 = (hits_2 / count).tolist()
-    return {f"{name}_top1": top1} | ({f"{name}_top5": top5} if classes > 5 else {})
+    """The shares of ``count`` that were hit, by the names of `Known.accuracies`.
+
+    Raises:
+        NotFiniteError: If `top_hits` found scores that are no numbers.
+    """
+    if not bool(torch.isfinite(hits_2).all()):
+        raise NotFiniteError(f"features must give finite scores of classes, got others for {name}.")
+    return dict(zip(Known(0, classes).accuracies(name), (hits_2 / count).tolist()))
 
 
 def sum_gradients(module: nn.Module, ranks: Ranks) -> None:

@@ -23,8 +23,17 @@ class MicroBatch(NamedTuple):
     weight_B: Tensor
 
 
+def images_a_step(num_images: int, global_batch_size: int) -> int:
+    """Most images that a step has, by which the learning rate is scaled: the global batch, or all images where those
+    are fewer.
+
+    There is no last short batch: `epoch_steps` spreads the images evenly over the fewest steps that the batch allows.
+    """
+    return min(global_batch_size, num_images)
+
+
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
-    """ceil(images / global batch)."""
+    """ceil(images / global batch); 1 where the batch is larger than the data set."""
     return math.ceil(num_images / global_batch_size)
 
 

@@ -20,9 +20,9 @@ class Ramp:
     shape: Literal["linear", "cosine"] = "linear"
 
     def at(self, progress: float) -> float:
-        """The value where ``progress`` in [0, 1] of the way is done."""
+        """The value where ``progress`` in [0, 1] of the way is done; exactly the ends at the ends."""
         share = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
-        return self.start + (self.end - self.start) * share
+        return self.end if share >= 1 else self.start + (self.end - self.start) * share
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Schedule:
         """How far an epoch is on the way from the switch (0) to the last epoch (1)."""
         span = self.epochs - 1 - self.warmup_epochs
         return min(max((epoch - self.warmup_epochs) / span, 0.0), 1.0) if span > 0 else 0.0
+
+    @property
+    def after_switch(self) -> range:
+        """The epochs of the strategy; empty where the warm-up takes the whole run."""
+        return range(min(self.warmup_epochs, self.epochs), self.epochs)
 
     def refresh_due(self, epoch: int) -> bool:
         """Whether scores are refreshed before this epoch."""

@@ -15,11 +15,17 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from amt_ray.core.checkpoint import WEIGHTS
+from amt_ray.core.finite import not_finite
 from amt_ray.core.tokens import pair, patch_grid
 
-HEAD_WIDTH = 64
 RELATIVE_TABLE = "rel_pos_bias.relative_position_bias_table"
-HEADS_OF_WIDE = dict.fromkeys((1152, 1280, 1408, 1664), 16)  # So400m, H, g and G: their heads are not 64 wide
+# Width and depth of the ViTs that have a name (Ti, S, B, L, So400m, H, g, G), and their heads. timm's plain ViTs of
+# these sizes all have these numbers of heads, and so have the public MAE checkpoints.
+NAMED_HEADS = {
+    (192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 27): 16, (1280, 32): 16, (1408, 40): 16,
+    (1664, 48): 16,
+}  # fmt: skip
+NAMED_PATCHES = (8, 14, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The state dict on the CPU, and the JSON object of amt_ray's metadata (empty for files of others).
 
     Raises:
-        ValueError: If there is no such file, if it holds no state dict, or if reading it would run code of its own.
+        ValueError: If there is no such file, if it holds no state dict, if a weight is not finite, or if reading it
+            would run code of its own.
     """
     file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -75,6 +82,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"a weights file must hold a state dict of tensors, {file} does not.")
     if not isinstance(about, dict):
         raise ValueError(f"amt_ray's metadata must be a JSON object, {file} holds {type(about).__name__}.")
+    if broken := not_finite(loaded):
+        raise ValueError(f"weights must be finite numbers, {file} has others in {some(broken)}.")
     return clean_state_dict(dict(loaded)), about
 
 
@@ -117,11 +126,12 @@ def sizes_of(
     Args:
         state: A state dict with an encoder's names.
         about: Metadata of the file, which may tell the number of heads.
-        num_heads: Heads, which no tensor tells. Default: what the metadata says, else those of the named ViTs: 64
-            values a head (Ti, S, B, L), 16 heads at the widths of So400m, H, g and G.
+        num_heads: Heads, which only a relative position bias shows. Default: what the file states, else those of the
+            ViT with a name that has this width, depth and patch (`heads_note` says so).
 
     Raises:
-        ValueError: If the tensors are not a plain ViT's, or if the heads have to be told.
+        ValueError: If the tensors are not a plain ViT's, if the heads are not those that the file states, or if they
+            cannot be known.
     """
     relative = RELATIVE_TABLE in state
     needed = {"patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
@@ -133,22 +143,63 @@ def sizes_of(
     if patch_rows != patch_columns:
         raise ValueError(f"patches must be square, got {patch_rows} x {patch_columns}.")
     told = _told(about or {})
-    heads = num_heads or (state[RELATIVE_TABLE].shape[1] if relative else told.get("num_heads")) or HEADS_OF_WIDE.get(D)
-    if heads is None and D % HEAD_WIDTH:
-        raise ValueError(f"num_heads must be given where the width is no multiple of {HEAD_WIDTH}, got width {D}.")
+    if num_heads is not None:
+        check_heads({"encoder": num_heads}, stated_heads(state, about or {}))
+    depth = depth_of(state)
+    heads = num_heads or stated_heads(state, about or {}).get("encoder") or named_heads(D, depth, patch_rows)
+    if heads is None:
+        raise ValueError(
+            "num_heads must be given where a file does not state it, and no ViT with a name has these sizes, "
+            f"got width {D}, {depth} blocks, patches of {patch_rows}."
+        )
     absolute = "pos_embed" in state
     return EncoderSizes(
         patch_size=patch_rows,
         in_chans=C,
         embed_dim=D,
-        depth=1 + max(int(found[1]) for found in map(re.compile(r"blocks\.(\d+)\.").match, state) if found),
-        num_heads=heads or D // HEAD_WIDTH,
+        depth=depth,
+        num_heads=heads,
         mlp_ratio=mlp_ratio(len(state["blocks.0.mlp.fc1.weight"]), D),
         num_patches=state["pos_embed"].shape[1] - 1 if absolute else None,
         positions=told.get("positions", "sincos") if absolute else "none",
         relative_positions=relative,
         layer_scale=told.get("layer_scale") or 1.0 if "blocks.0.ls1.gamma" in state else None,
     )
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """The number of blocks."""
+    return 1 + max(int(found[1]) for found in map(re.compile(r"blocks\.(\d+)\.").match, state) if found)
+
+
+def stated_heads(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, int]:
+    """Attention heads of ``encoder`` and ``decoder`` as far as a file states them: by its relative position bias, or
+    in its metadata. The names and shapes of all other tensors are the same for any number of heads.
+    """
+    found = {"encoder": _told(about).get("num_heads"), "decoder": _decoder_heads(about)}
+    if RELATIVE_TABLE in state:
+        found["encoder"] = state[RELATIVE_TABLE].shape[1]
+    return {part: int(heads) for part, heads in found.items() if heads}
+
+
+def check_heads(wanted: Mapping[str, int], stated: Mapping[str, int]) -> None:
+    """Refuse other attention heads than a file's: it would run, and be another model.
+
+    Args:
+        wanted: Heads of ``encoder`` and ``decoder``.
+        stated: As `stated_heads` gives them.
+
+    Raises:
+        ValueError: If a part has others.
+    """
+    for part, heads in wanted.items():
+        if stated.get(part, heads) != heads:
+            raise ValueError(f"{part}.num_heads must be that of the weights, {stated[part]}, got {heads}.")
+
+
+def named_heads(width: int, depth: int, patch_size: int) -> int | None:
+    """The heads of the ViT with a name that has these sizes, or None where none has."""
+    return NAMED_HEADS.get((width, depth)) if patch_size in NAMED_PATCHES else None
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
@@ -176,6 +227,12 @@ def _told(about: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**model.get("options", {}), **sizes}
     except (KeyError, TypeError) as error:
         raise ValueError(f"metadata must tell image size, patch size and heads, {error} is missing.") from error
+
+
+def _decoder_heads(about: Mapping[str, Any]) -> int | None:
+    """What the metadata says of a method's decoder, written by `amt_ray.core.export` or by a run."""
+    told = about.get("decoder") or about.get("experiment", {}).get("model", {}).get("decoder") or {}
+    return told.get("num_heads") if isinstance(told, Mapping) else None
 
 
 def some(names: list[str]) -> str:

@@ -16,12 +16,23 @@ from torch import Tensor
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.relative import resized_table
 from amt_ray.core.tokens import patch_grid
-from amt_ray.core.weight_file import RELATIVE_TABLE, grid_of, read_state, shape, sizes_of, some
+from amt_ray.core.weight_file import (
+    RELATIVE_TABLE,
+    check_heads,
+    grid_of,
+    named_heads,
+    read_state,
+    shape,
+    sizes_of,
+    some,
+    stated_heads,
+)
 
 __all__ = [
     "build_encoder",
     "encoder_part",
     "grid_of",
+    "heads_note",
     "interpolate_positions",
     "load_encoder",
     "load_method",
@@ -170,10 +181,43 @@ def start_from(model: Encoder, path: str | Path) -> str:
         ``method`` or ``encoder``: what was taken.
 
     Raises:
-        ValueError: As in `read_state` and `load_encoder`.
+        ValueError: As in `read_state` and `load_encoder`, or if the file states other attention heads.
     """
     state, about = read_state(path)
     own = [name for name in model.state_dict() if OWN_PARTS.match(name)]
     whole = all(name in state for name in own)
+    try:
+        check_heads(heads_of(model) if whole else {"encoder": heads_of(model)["encoder"]}, stated_heads(state, about))
+    except ValueError as error:
+        raise ValueError(f"{error} The file is {path}.") from error
     (load_method if whole else load_encoder)(model, state, grid_of(about))
     return "method" if whole else "encoder"
+
+
+def heads_of(model: Encoder) -> dict[str, int]:
+    """Attention heads of ``encoder`` and, where there is one, ``decoder``."""
+    parts = {"encoder": model.blocks, "decoder": getattr(model, "decoder_blocks", None)}
+    return {part: blocks[0].attn.num_heads for part, blocks in parts.items() if blocks}  # type: ignore[union-attr, misc]
+
+
+def heads_note(path: str | Path, given: int | None) -> str | None:
+    """A line where the attention heads of a file are not its own statement, or None.
+
+    Args:
+        path: As in `build_encoder`.
+        given: Heads that the user states, or None.
+
+    Raises:
+        ValueError: As in `read_state` and `sizes_of`.
+    """
+    state, about = read_state(path)
+    if "encoder" in stated_heads(state, about):
+        return None
+    sizes = sizes_of(state, about, given)
+    width, depth, patch_size = sizes.embed_dim, sizes.depth, sizes.patch_size
+    if given is None:
+        how = f"as of the ViT with a name that is {width} wide with {depth} blocks and patches of {patch_size}"
+    else:
+        usual = named_heads(width, depth, patch_size)
+        how = "as the experiment says" + (f", where {usual} are usual" if usual not in (None, given) else "")
+    return f"{path} does not state its attention heads: {sizes.num_heads} are taken, {how}"

@@ -26,6 +26,7 @@ def compare(
     experiment: str | None = None,
     filter: str | None = None,
     metric: str | None = None,
+    mode: str | None = None,
     baseline: str | None = None,
     out: Sequence[Path] = (),
     console: Console | None = None,
@@ -39,6 +40,7 @@ def compare(
         filter: MLflow's filter string, over the experiment or over all. With none of the three, the newest sweep of the
             store is taken.
         metric: Compare by this instead of the sweep's metric.
+        mode: ``max`` or ``min``: which of its values are better; needed where that is not known.
         baseline: Id or name of the run to test against; by default the sweep's baseline.
         out: Files to write, each what its suffix says (.html, .md, .csv, .tex); existing ones are replaced in one step.
         console: Where the table goes, standard output by default.
@@ -49,7 +51,7 @@ def compare(
     Raises:
         ValueError: What is asked for does not go together, is unknown, or there is nothing to compare.
     """
-    wanted = Wanted(sweep, experiment, filter, metric)
+    wanted = Wanted(sweep, experiment, filter, metric, mode)
     check_suffixes(out)
     client = MlflowClient(tracking_uri)
     comparison = rank(read(client, wanted), baseline)

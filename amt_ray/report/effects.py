@@ -104,13 +104,13 @@ def effect_keys(comparison: Comparison) -> tuple[str, ...]:
 
 def effect(comparison: Comparison, key: str) -> Effect:
     """The effect of one key."""
-    rows = [row for row in comparison.trials if key in row.group.first.params]
+    rows = [row for row in _still(comparison) if key in row.group.first.params]
     return Effect(key, tuple(_level(members, key, comparison.source.metric) for members in _levels(rows, key)))
 
 
 def throwing_by_masking(comparison: Comparison) -> Grid | None:
     """The two-way table, where both ratios take several values."""
-    rows = [row for row in comparison.trials if {THROWING, MASKING} <= set(row.group.first.params)]
+    rows = [row for row in _still(comparison) if {THROWING, MASKING} <= set(row.group.first.params)]
     throwing, masking = (
         [_level(members, key, comparison.source.metric) for members in _levels(rows, key)]
         for key in (THROWING, MASKING)
@@ -123,6 +123,11 @@ def throwing_by_masking(comparison: Comparison) -> Grid | None:
         tuple(tuple(_cell(t, m) for m in masking) for t in throwing),
         tuple(tuple((t.low or 0.0) + (m.low or 0.0) > 1 - 1e-9 for m in masking) for t in throwing),
     )
+
+
+def _still(comparison: Comparison) -> list[Row]:
+    """The trials but for members of a population that moved: their keys have no one value."""
+    return [row for row in comparison.trials if not row.group.first.became]
 
 
 def _cell(throwing: Level, masking: Level) -> float | None:
@@ -154,7 +159,7 @@ def _level(rows: Sequence[Row], key: str, metric: str) -> Level:
 
 def _over_seeds(rows: Iterable[Row], metric: str) -> Summary | None:
     """The mean over settings, seed by seed, of the seeds that all of them have."""
-    tables = [row.group.by_seed(metric) for row in rows]
+    tables = [row.by_seed for row in rows]
     common = set.intersection(*(set(table) for table in tables)) if tables else set()
     if len(common) < 2:
         return None

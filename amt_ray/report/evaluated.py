@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from amt_ray.directions import direction
 from amt_ray.report.groups import Group
 from amt_ray.report.runs import Run
 from amt_ray.report.statistics import Summary
@@ -50,6 +51,7 @@ def _results(run: Run) -> dict[Protocol, float]:
         measures = {
             key: value for key, value in told.items() if key not in NOT_MEASURES and isinstance(value, int | float)
         }
+        measures = {key: value for key, value in measures.items() if direction(key)} or measures
         first = next((key for key in measures if key.startswith("test/")), next(iter(measures), None))
         if first is not None:
             found[Protocol(str(told.get("protocol", tag.removeprefix(TAG))), first)] = float(measures[first])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from amt_ray.report import words
 from amt_ray.report.ranking import Comparison, Row
-from amt_ray.report.table import Column, columns
+from amt_ray.report.table import Column, columns, result_meaning
 
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -18,7 +18,9 @@ LATEX = {
 def markdown(comparison: Comparison) -> str:
     """Headline, what to know, the ranked table, and the tests."""
     shown, lines = _brief(comparison), [f"# {comparison.source.title}", "", words.headline(comparison), ""]
-    for sentence in (*words.warnings(comparison), *words.retrained_sentences(comparison)):
+    for sentence in filter(
+        None, (words.sampling(comparison), *words.warnings(comparison), *words.retrained_sentences(comparison))
+    ):
         lines += [sentence, ""]
     lines.append(_row([column.heading for column in shown]))
     lines.append(_row([":--" if column.text else "--:" for column in shown]))
@@ -30,8 +32,13 @@ def latex(comparison: Comparison) -> str:
     """A ``tabular`` with booktabs' rules; the headline and the tests are comments."""
     shown = _brief(comparison)
     alignment = "".join("l" if column.text else "r" for column in shown)
-    told = (words.headline(comparison), *words.warnings(comparison), words.tests(comparison))
-    lines = [f"% {' '.join(sentence.split())}" for sentence in told]
+    told = (
+        words.headline(comparison),
+        words.sampling(comparison),
+        *words.warnings(comparison),
+        words.tests(comparison),
+    )
+    lines = [f"% {' '.join(sentence.split())}" for sentence in told if sentence]
     lines += ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{alignment}}}", "\\toprule"]
     lines += [_latex_row([column.heading for column in shown]), "\\midrule"]
     lines += [_latex_row([column.of(row).shown for column in shown]) for row in _rows(comparison)]
@@ -46,7 +53,7 @@ def csv_text(comparison: Comparison) -> str:
     writer.writerow([*(_csv_name(comparison, column) for column in every), "runs", f"{metric} of seeds"])
     for row in _rows(comparison):
         runs = " ".join(run.run_id for run in row.group.runs)
-        seeds = " ".join(f"{seed}={value!r}" for seed, value in row.group.by_seed(metric).items())
+        seeds = " ".join(f"{seed}={value!r}" for seed, value in row.by_seed.items())
         writer.writerow([*(_raw(column.of(row).raw) for column in every), runs, seeds])
     return file.getvalue()
 
@@ -55,7 +62,7 @@ def _csv_name(comparison: Comparison, column: Column) -> str:
     """Keys and metrics by their full names."""
     if column.meaning in comparison.keys:
         return column.meaning
-    return comparison.source.metric if column.meaning == f"last value of {comparison.source.metric}" else column.heading
+    return comparison.source.metric if column.meaning == result_meaning(comparison.source.metric) else column.heading
 
 
 def _raw(value: object) -> str:

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from amt_ray.report.runs import PLACES, SEED, Run, as_number
+from amt_ray import ranking
+from amt_ray.report.runs import LENGTH, SEED, Run, as_number
 from amt_ray.report.statistics import Summary
+from amt_ray.sweep_section import makes_setting
 
+_LAST = 10**9  # behind every trial's number
 NO_OPTIONS = "{}"  # the value of a section of options that names none
 
 
@@ -28,7 +31,10 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Their name without the seed."""
+        """Their name without the seed; of a member of a population with what it became."""
+        if became := self.first.became:
+            told = " ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in became.items())
+            return f"{self.first.name}, became {told}"
         bare = {re.sub(r"[\s,]*\bseed[= ]\d+", "", run.name).strip() or run.name for run in self.runs}
         return bare.pop() if len(bare) == 1 else self.first.name
 
@@ -51,17 +57,19 @@ class Group:
         """The runs whose value of the metric counts."""
         return [run for run in self.runs if run.rankable(metric)]
 
-    def by_seed(self, metric: str, whole: bool = False) -> dict[str, float]:
-        """Seed -> value of the metric; of a seed that was run twice, the mean.
+    def setting(self, metric: str, asked: frozenset[str]) -> ranking.Setting:
+        """The same in the terms of `amt_ray.ranking`, ``asked`` being the seeds with which it is to be tried."""
+        outcomes = tuple(
+            ranking.Outcome(run.seed, run.curve(metric), run.length, run.ended, run.run_id) for run in self.runs
+        )
+        order = min((_LAST if run.number is None else run.number, run.run_id) for run in self.runs)
+        return ranking.Setting(str(order), asked, outcomes, self.baseline, order)
 
-        Args:
-            metric: Its key.
-            whole: Leave out runs that were stopped early or have not ended.
-        """
+    def by_seed(self, metric: str) -> dict[str, float]:
+        """Seed -> last value of the metric, whatever its epoch; of a seed that was run twice, the mean."""
         found: dict[str, list[float]] = {}
         for run in self.counted(metric):
-            if not (whole and (run.stopped_early or run.status != "FINISHED")):
-                found.setdefault(run.seed, []).append(run.metrics[metric])
+            found.setdefault(run.seed, []).append(run.metrics[metric])
         return {seed: fmean(values) for seed, values in found.items()}
 
     def summary(self, metric: str) -> Summary | None:
@@ -83,16 +91,23 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     return [Group(tuple(sorted(members, key=_by_seed))) for members in found.values()]
 
 
+def shown(value: object) -> object:
+    """A value of a point, short."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def _by_seed(run: Run) -> tuple[bool, str | float]:
     seed = as_number(run.seed)
     return isinstance(seed, str), seed
 
 
 def _settings(run: Run) -> object:
-    """Equal for runs that differ only in seed and place; a run without params is like no other."""
-    if not run.params:
+    """Equal for runs that differ only in seed and place; a run without params, and a member of a population, is like
+    no other. A length that a sweep gave a trial, so that it costs what others cost, follows from the rest."""
+    if not run.params or run.member:
         return run.run_id
-    kept = {key: as_number(value) for key, value in run.params.items() if key != SEED and key not in PLACES}
+    aside = (SEED, LENGTH) if run.trial.get("epochs") is not None else (SEED,)
+    kept = {key: as_number(value) for key, value in run.params.items() if makes_setting(key) and key not in aside}
     return run.kind, run.baseline, frozenset(kept.items())
 
 
@@ -111,5 +126,5 @@ def differing_keys(runs: Iterable[Run], first: Sequence[str] = ()) -> tuple[str,
     for key, found in values.items():
         if ".options." in key and any(key not in params for params in known):
             found.add("")
-    differing = [key for key, found in values.items() if len(found) > 1 and key != SEED and key not in PLACES]
+    differing = [key for key, found in values.items() if len(found) > 1 and key != SEED and makes_setting(key)]
     return tuple([key for key in first if key in differing] + sorted(set(differing) - set(first)))

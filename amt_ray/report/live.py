@@ -92,6 +92,7 @@ def follow(
     experiment: str | None = None,
     filter: str | None = None,
     metric: str | None = None,
+    mode: str | None = None,
     baseline: str | None = None,
     port: int = 0,
     console: Console,
@@ -102,7 +103,7 @@ def follow(
         ValueError: As `compare`, or the port is taken.
     """
     try:
-        live = Live(tracking_uri, Wanted(sweep, experiment, filter, metric), baseline, port)
+        live = Live(tracking_uri, Wanted(sweep, experiment, filter, metric, mode), baseline, port)
     except OSError as error:
         raise ValueError(f"--port must be free, got {port} ({error.strerror}).") from error
     console.print(f"Live comparison: {live.url} (Ctrl-C ends)", highlight=False, soft_wrap=True)

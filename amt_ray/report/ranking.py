@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from amt_ray import ranking
 from amt_ray.report.costs import Cost, cost_of, seconds_per_epoch
 from amt_ray.report.groups import Group, differing_keys, grouped
 from amt_ray.report.runs import Run, Source
@@ -17,13 +18,16 @@ class Row:
     Attributes:
         group: Its runs.
         rank: Place from 1, ``None`` for what cannot be ranked.
-        summary: Last values of the metric, one a seed; not the best epoch, which would favour noisy runs.
+        summary: Values of the metric, one a seed, all at `epoch`: the last that all its seeds reached. Not the best
+            epoch, which would favour noisy runs.
         test: The same of the test split.
         note: Why it is unranked, unfinished or short; empty for an ordinary one.
         cost: What its runs cost.
-        delta: Mean minus the baseline's.
+        delta: Mean of the seeds in common minus the baseline's, at the largest epoch that these reached in both.
         time_ratio: Training seconds an epoch, relative to the baseline's.
-        paired: Against the baseline, seed by seed; None where no seed is common.
+        paired: The same seed by seed; None where no seed is common.
+        standing: Where it stands; None for what has no value.
+        against: What it was compared on with the baseline.
     """
 
     group: Group
@@ -35,6 +39,38 @@ class Row:
     delta: float | None = None
     time_ratio: float | None = None
     paired: Paired | None = None
+    standing: ranking.Standing | None = None
+    against: ranking.Difference | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """Epochs completed where it stands."""
+        return self.standing.epoch if self.standing else None
+
+    @property
+    def by_seed(self) -> dict[str, float]:
+        """Seed -> value where it stands."""
+        return self.standing.values if self.standing else {}
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """The seeds that count."""
+        return tuple(self.by_seed)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Seeds asked for that have no value there."""
+        return tuple(self.standing.missing) if self.standing else ()
+
+    @property
+    def compared_epoch(self) -> int | None:
+        """Epochs completed where it was compared with the baseline."""
+        return self.against.epoch if self.against else None
+
+    @property
+    def compared_seeds(self) -> tuple[str, ...]:
+        """The seeds on which it was compared with the baseline."""
+        return tuple(self.against.values) if self.against else ()
 
     @property
     def name(self) -> str:
@@ -43,7 +79,7 @@ class Row:
 
     @property
     def objective(self) -> float | None:
-        """Mean over the seeds."""
+        """Mean over the seeds where it stands."""
         return self.summary.mean if self.summary else None
 
     @property
@@ -86,6 +122,11 @@ class Comparison:
         return tuple(row for row in self.ranked if not row.baseline)
 
     @property
+    def winner(self) -> Row | None:
+        """The best setting, as sweep, API and registry name it; a baseline only where there is nothing else."""
+        return ranking.winner(self.ranked)
+
+    @property
     def best(self) -> Row | None:
         """The best ranked row that is not the reference; of baselines only where nothing else was tried."""
         return next((row for row in self.trials or self.ranked if row is not self.reference), None)
@@ -110,7 +151,7 @@ class Comparison:
 
 
 def rank(source: Source, baseline: str | None = None) -> Comparison:
-    """Ranks the settings of a source by the mean of their last values of its metric.
+    """Ranks the settings of a source by its metric (`amt_ray.ranking`).
 
     Args:
         source: The runs.
@@ -124,7 +165,8 @@ def rank(source: Source, baseline: str | None = None) -> Comparison:
     rows = _ranked([_row(group, source) for group in groups if group.kind != "retrain"], source)
     retrained = [_row(group, source) for group in groups if group.kind == "retrain"]
     reference = _reference([*rows, *retrained], baseline, source)
-    tested = _tested([_against(row, reference, source) for row in (*rows, *retrained)])
+    told = [_told(_against(row, reference), reference, rows) for row in (*rows, *retrained)]
+    tested = _tested(told)
     keys = differing_keys((run for run in source.runs if run.kind != "retrain"), source.searched)
     return Comparison(
         source,
@@ -136,15 +178,18 @@ def rank(source: Source, baseline: str | None = None) -> Comparison:
 
 
 def _row(group: Group, source: Source) -> Row:
-    summary = group.summary(source.metric)
-    note = _note(group, source.metric)
-    return Row(group, None, summary, group.summary(source.test_metric), note, cost_of(group.runs))
+    standing = ranking.standing(group.setting(source.metric, source.asked(group.runs)))
+    summary = Summary(tuple(standing.values.values())) if standing else None
+    test = group.summary(source.test_metric)
+    cost = cost_of(group.runs, None if standing is None or standing.whole else standing.epoch)
+    return Row(group, None, summary, test, _note(group, source.metric), cost, standing=standing)
 
 
 def _ranked(rows: Sequence[Row], source: Source) -> list[Row]:
-    better = -1.0 if source.maximize else 1.0
-    ranked = sorted((row for row in rows if row.summary), key=lambda row: better * (row.objective or 0.0))
-    return [replace(row, rank=place) for place, row in enumerate(ranked, 1)] + [r for r in rows if not r.summary]
+    of = {row.standing.setting.key: row for row in rows if row.standing}
+    ranked = ranking.ranked((row.standing.setting for row in rows if row.standing), source.maximize)
+    placed = [replace(of[one.setting.key], rank=place) for place, one in enumerate(ranked, 1)]
+    return placed + [row for row in rows if not row.standing]
 
 
 def _reference(rows: Sequence[Row], wanted: str | None, source: Source) -> Row | None:
@@ -164,20 +209,53 @@ def _reference(rows: Sequence[Row], wanted: str | None, source: Source) -> Row |
     return found[0]
 
 
-def _against(row: Row, reference: Row | None, source: Source) -> Row:
+def _against(row: Row, reference: Row | None) -> Row:
     """The row with its differences to the reference."""
-    if reference is None or reference.summary is None or row.summary is None:
+    if reference is None or reference.standing is None or row.standing is None:
         return row
     base, mine = seconds_per_epoch(reference.group), seconds_per_epoch(row.group)
-    theirs, ours = (one.group.by_seed(source.metric, whole=True) for one in (reference, row))
-    differences = tuple(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+    against = ranking.difference(row.standing, reference.standing)
     comparable = row.group is not reference.group and row.group.kind != "retrain"
     return replace(
         row,
-        delta=row.summary.mean - reference.summary.mean,
+        delta=against.mean if against else None,
         time_ratio=mine / base if mine and base else None,
-        paired=Paired(Summary(differences)) if differences and comparable else None,
+        paired=Paired(Summary(tuple(against.values.values()))) if against and comparable else None,
+        against=against,
     )
+
+
+def _told(row: Row, reference: Row | None, rows: Sequence[Row]) -> Row:
+    """The row with the epoch and the seeds of its figures in its note, where one could think that they are others."""
+    standing = row.standing
+    if standing is None or row.group.kind == "retrain":
+        return row
+    curves, here = standing.setting.curves, {run.seed for run in row.group.runs}
+    found = [row.note] if row.note else []
+    if further := [seed for seed, epoch in standing.at.items() if max(curves[seed]) > epoch]:
+        found.append(f"at epoch {row.epoch}, the last that all its seeds reached (beyond it: {_seeds(further)})")
+    if not_run := [seed for seed in row.missing if seed not in here]:
+        found.append(f"no run of {_seeds(not_run)}")
+    if more := sorted(here - standing.setting.asked):
+        found.append(f"{_seeds(more)} not counted, which the sweep no longer asks for")
+    if row.missing and any(not other.missing for other in rows if other.standing):
+        found.append(f"below the settings with all their seeds, as {_seeds(row.missing)} has no value")
+    if reference is not None and row.group is not reference.group:
+        found += _compared(row, reference)
+    return replace(row, note="; ".join(found))
+
+
+def _compared(row: Row, reference: Row) -> list[str]:
+    if row.against is None:
+        return ["no seed in common with the baseline"]
+    same = (row.against.epoch, row.compared_seeds) == (row.epoch, row.seeds)
+    if same and row.compared_epoch == reference.epoch and row.compared_seeds == reference.seeds:
+        return []
+    return [f"difference at epoch {row.compared_epoch} over {_seeds(row.compared_seeds)}"]
+
+
+def _seeds(seeds: Sequence[str]) -> str:
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(ranking.in_order(seeds))}"
 
 
 def _tested(rows: Sequence[Row]) -> list[Row]:
@@ -213,3 +291,16 @@ def run_note(run: Run, metric: str) -> str:
     if run.status == "KILLED":
         return f"killed {epochs}"
     return "" if metric in run.metrics else f"finished without {metric}"
+
+
+def best_run(comparison: Comparison) -> Run | None:
+    """The run that stands for the winner: the best of those that came to their end, else the best where it stands."""
+    row = comparison.winner
+    if row is None or row.standing is None:
+        return None
+    runs, sign = {run.run_id: run for run in row.group.runs}, 1.0 if comparison.source.maximize else -1.0
+    if champion := row.standing.champion(comparison.source.maximize):
+        return runs[champion]
+    metric, at = comparison.source.metric, row.standing.at
+    values = {run.run_id: run.curve(metric).get(at[run.seed]) for run in row.group.runs if run.seed in at}
+    return runs[max((sign * value, run_id) for run_id, value in values.items() if value is not None)[1]]

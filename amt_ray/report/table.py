@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from amt_ray.ranking import standing
 from amt_ray.report import words
 from amt_ray.report.costs import cost_of
 from amt_ray.report.evaluated import Protocol, evaluated, protocols
-from amt_ray.report.groups import Group
+from amt_ray.report.groups import Group, shown
 from amt_ray.report.ranking import Comparison, Row, run_note
 from amt_ray.report.runs import Run
+from amt_ray.report.statistics import Summary
 
 Raw = float | int | str | None
 
@@ -45,7 +47,11 @@ def columns(comparison: Comparison) -> list[Column]:
     rows = (*comparison.rows, *comparison.retrained)
     found = [*_results(comparison), *_settings(comparison), *_evaluations(comparison), *_costs(comparison)]
     which = [
-        Column("#", "place by the mean over seeds of the last value", lambda row: Cell(row.rank, _place(row))),
+        Column(
+            "#",
+            "place, by the epoch reached and the mean there",
+            lambda row: Cell(row.rank, _place(row)),
+        ),
         Column("run", "name in MLflow", lambda row: _words(row.name), text=True, brief=False),
     ]
     kept = [column for column in found if any(column.of(row).raw not in (None, "") for row in rows)]
@@ -65,16 +71,34 @@ def single_runs(row: Row, metric: str, test_metric: str) -> list[Row]:
 
 def _single(run: Run, metric: str, test_metric: str) -> Row:
     alone = Group((run,))
-    return Row(alone, None, alone.summary(metric), alone.summary(test_metric), run_note(run, metric), cost_of((run,)))
+    found, note = standing(alone.setting(metric, frozenset({run.seed}))), run_note(run, metric)
+    summary = Summary(tuple(found.values.values())) if found else None
+    return Row(alone, None, summary, alone.summary(test_metric), note, cost_of((run,)), standing=found)
 
 
 def _settings(comparison: Comparison) -> list[Column]:
     keys = words.short_keys(comparison.keys)
 
     def of_key(key: str) -> Callable[[Row], Cell]:
-        return lambda row: _words(row.group.first.params.get(key, ""))
+        return lambda row: _words(_setting(row.group.first, key))
 
     return [Column(keys[key], key, of_key(key)) for key in comparison.keys]
+
+
+def _setting(run: Run, key: str) -> str:
+    """The value of a key; of one that population-based training moved, where it began and what it became."""
+    began, became = run.params.get(key, ""), run.became.get(key)
+    return began if became is None or str(became) == began else f"{began} → {shown(became)}"
+
+
+def result_meaning(metric: str) -> str:
+    """What the column of the objective holds."""
+    return f"{metric}, the mean over seeds at the last epoch that all of them reached"
+
+
+def _at_epoch() -> Column:
+    meaning = "epochs completed where the setting stands"
+    return Column("at epoch", meaning, lambda row: Cell(row.epoch, words.show_number(row.epoch)))
 
 
 def _results(comparison: Comparison) -> list[Column]:
@@ -95,11 +119,14 @@ def _results(comparison: Comparison) -> list[Column]:
     ]
     name = words.metric_name(metric)
     return [
-        Column(
-            name, f"last value of {metric}", lambda row: Cell(row.objective, words.show_value(row.objective, metric))
-        ),
+        Column(name, result_meaning(metric), lambda row: Cell(row.objective, words.show_value(row.objective, metric))),
+        *([_at_epoch()] if len({row.epoch for row in comparison.ranked}) > 1 else []),
         *(several if comparison.repeated else []),
-        Column(points, "difference to the baseline", lambda row: _delta(comparison, row)),
+        Column(
+            points,
+            "difference to the baseline, on the seeds and at the largest epoch that both have",
+            lambda row: _delta(comparison, row),
+        ),
         *(tests if comparison.repeated else []),
         Column(
             "test",
@@ -129,8 +156,7 @@ def _evaluations(comparison: Comparison) -> list[Column]:
 
 
 def _costs(comparison: Comparison) -> list[Column]:
-    devices = {row.cost.device for row in comparison.rows}
-    device = devices.pop() if len(devices) == 1 else ""
+    counted = any(row.cost.flops is not None for row in comparison.rows)
     return [
         Column("epochs", "epochs completed", lambda row: Cell(row.group.epochs, words.show_number(row.group.epochs))),
         Column(
@@ -140,14 +166,44 @@ def _costs(comparison: Comparison) -> list[Column]:
             brief=False,
         ),
         Column(
-            f"{device} time".strip(),
-            "seconds of training times the devices that the workers held" + ("" if device else " (CPU cores or GPUs)"),
-            lambda row: Cell(row.cost.device_seconds, _device_time(row, device)),
+            "FLOPs",
+            "floating point operations of training and scoring; a shared warm-up counts for each run",
+            lambda row: Cell(row.cost.flops, words.show_flops(row.cost.flops)),
         ),
         Column(
-            "time / base",
-            "training time per epoch, relative to the baseline",
+            "FLOPs / base",
+            "FLOPs relative to the baseline's, both up to where they are compared",
+            _of_ratio(comparison, "flops"),
+        ),
+        Column(
+            "tokens",
+            "visible patches that the encoder learned from, over all epochs",
+            lambda row: Cell(row.cost.visible_tokens, words.show_count(row.cost.visible_tokens)),
+            brief=False,
+        ),
+        Column(
+            "tokens / base",
+            "visible tokens relative to the baseline's, both up to where they are compared",
+            _of_ratio(comparison, "visible_tokens"),
+            brief=False,
+        ),
+        Column(
+            "wall time",
+            "seconds of training as the clock told; a machine that others share takes longer",
+            lambda row: Cell(row.cost.seconds, words.show_seconds(row.cost.seconds)),
+            brief=not counted,
+        ),
+        Column(
+            "wall time / base",
+            "wall time per epoch, relative to the baseline's",
             lambda row: Cell(row.time_ratio, words.show_number(row.time_ratio, 2)),
+            brief=not counted,
+        ),
+        Column(
+            "GPU time",
+            "seconds of training times the GPUs that the workers held",
+            lambda row: _gpu_time(row),
+            brief=False,
         ),
         Column(
             "images/s",
@@ -172,6 +228,15 @@ def _of_summary(name: str, show: Callable[[float | None], str]) -> Callable[[Row
     return cell
 
 
+def _of_ratio(comparison: Comparison, name: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        found = words.cost_ratios(comparison, row)
+        value = getattr(found, name) if found else None
+        return Cell(value, words.show_number(value, 2))
+
+    return cell
+
+
 def _of_test(name: str, show: Callable[[float | None], str]) -> Callable[[Row], Cell]:
     def cell(row: Row) -> Cell:
         value = getattr(row.paired, name) if row.paired else None
@@ -190,9 +255,9 @@ def _delta(comparison: Comparison, row: Row) -> Cell:
     return Cell(row.delta, words.show_delta(row.delta, comparison.source.metric))
 
 
-def _device_time(row: Row, device: str) -> str:
-    shown = words.show_seconds(row.cost.device_seconds)
-    return shown if device or row.cost.device_seconds is None else f"{shown} ({row.cost.device})"
+def _gpu_time(row: Row) -> Cell:
+    seconds = row.cost.device_seconds if row.cost.device == "GPU" else None
+    return Cell(seconds, words.show_seconds(seconds))
 
 
 def _place(row: Row) -> str:

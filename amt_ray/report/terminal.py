@@ -19,6 +19,8 @@ def print_ranking(console: Console, comparison: Comparison) -> None:
     """Prints headline, ranked table, tests and the reasons of what is unranked, at most 120 columns wide."""
     width = min(WIDTH, console.width)
     console.print(Text(words.headline(comparison), style="bold"), width=width)
+    if sentence := words.sampling(comparison):
+        console.print(Text(sentence), width=width)
     for sentence in words.warnings(comparison):
         console.print(Text(sentence, style="bold yellow"), width=width)
     for sentence in words.retrained_sentences(comparison):

@@ -1,6 +1,9 @@
 """How numbers are spelled, and the sentences that answer the comparison."""
 
+from amt_ray.report.costs import Ratios, ratios
 from amt_ray.report.evaluated import differently_measured
+from amt_ray.report.held_out import images_measured, standard_error
+from amt_ray.report.importance import runs_missing
 from amt_ray.report.ranking import Comparison, Row
 from amt_ray.report.statistics import ENOUGH_SEEDS, Paired, Summary
 
@@ -15,8 +18,9 @@ def is_fraction(metric: str) -> bool:
 
 def metric_name(metric: str) -> str:
     """``eval/knn_top1`` is shown as ``kNN top-1``; other keys as they are."""
-    name = metric.rsplit("/", 1)[-1].replace("knn", "kNN").replace("_", " ")
-    return name.replace("top1", "top-1").replace("top5", "top-5")
+    split, _, last = metric.rpartition("/")
+    name = last.replace("knn", "kNN").replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    return f"{name} on the test images" if split == "test" else name
 
 
 def show_value(value: float | None, metric: str) -> str:
@@ -65,6 +69,14 @@ def show_number(value: float | None, digits: int = 0) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
+def show_flops(value: float | None) -> str:
+    """FLOPs, short: ``3.4 TFLOP``."""
+    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value is not None and value >= unit:
+            return f"{value / unit:.3g} {name}FLOP"
+    return NOTHING if value is None else f"{value:,.0f} FLOP"
+
+
 def show_count(value: float | None) -> str:
     """A large number, short: ``1.2 M``."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -90,14 +102,66 @@ def short_keys(keys: tuple[str, ...]) -> dict[str, str]:
 
 
 def headline(comparison: Comparison) -> str:
-    """The answer first: the best setting, its lead over the baseline, its cost, and how far to trust it."""
+    """The answer first: the best searched setting, its lead over the baseline, its cost, and how far to trust it; and
+    what is the best of all, where a baseline is."""
     best, metric = comparison.best, comparison.source.metric
     if best is None:
+        if comparison.ranked:
+            return f"Only {comparison.reference_name or 'one setting'} has {metric}: nothing to compare."
         return f"No run has {metric} yet: nothing to rank."
-    unfinished = any(run.unfinished for run in comparison.runs)
-    value = f"{show_value(best.objective, metric)} {metric_name(metric)}"
-    start = f"Best{' so far' if unfinished else ''}: {best.name}, {value}"
-    return f"{start}{_against(comparison, best)} ({_trust(best, metric)})."
+    value = f"{show_value(best.objective, metric)} {metric_name(metric)}{_where(comparison, best)}"
+    answer = f"{_place(comparison)}: {best.name}, {value}{_against(comparison, best)} ({_trust(best, metric)})."
+    first = comparison.ranked[0]
+    if first is best:
+        return answer
+    who = f"the {comparison.reference_name}" if first is comparison.reference else "a baseline"
+    who += f" ({first.name})" if first.baseline else ""
+    there = f"{show_value(first.objective, metric)}{_where(comparison, first)}"
+    return f"{answer} Best of all: {who}, {there}."
+
+
+def _place(comparison: Comparison) -> str:
+    """How the best row is called: where there are baselines, it need not be the best of all."""
+    best, so_far = comparison.best, " so far" if any(run.unfinished for run in comparison.runs) else ""
+    compared = any(row.baseline or row is comparison.reference for row in comparison.ranked)
+    kind = "" if best is None or best.baseline or not compared else "searched setting"
+    if best is not comparison.ranked[0]:
+        return f"Best {kind or 'of the others'}{so_far}"
+    return f"Best {kind} and best of all{so_far}" if kind else f"Best{so_far}"
+
+
+def _where(comparison: Comparison, row: Row) -> str:
+    """The epoch of a setting's figure, where settings stand at different ones or have not come to their end."""
+    epochs = {other.epoch for other in comparison.ranked}
+    if not row.epoch or row.standing is None or (row.standing.whole and len(epochs) < 2):
+        return ""
+    return f" at epoch {row.epoch}"
+
+
+def sampling(comparison: Comparison) -> str:
+    """How far an accuracy can be trusted for the number of images it is measured on; empty where that is not known."""
+    best, metric = comparison.best, comparison.source.metric
+    found = images_measured((run for row in comparison.ranked for run in row.group.runs), metric)
+    if best is None or best.objective is None or found is None:
+        return ""
+    few, many = found
+    images = f"{few}" if few == many else f"{few} to {many}"
+    where = "test" if metric.startswith("test/") else "held-out"
+    text = (
+        f"Measured on {images} {where} images: an accuracy has a standard error of {_error(best.objective, few)} points"
+    )
+    if best.delta is None or few != many:
+        return f"{text} for the choice of images."
+    points, count = 100 * abs(best.delta), abs(best.delta) * few
+    return f"{text} for the choice of images; {points:.1f} points are {count:.{0 if _whole(count) else 1}f} images."
+
+
+def _error(share: float, images: int) -> str:
+    return f"±{100 * standard_error(share, images):.1f}"
+
+
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -135,6 +199,18 @@ def tests(comparison: Comparison) -> str:
     return text
 
 
+def too_few(comparison: Comparison) -> str:
+    """Why no importance is shown; empty where it is, or where there is nothing to explain."""
+    missing = runs_missing(comparison)
+    if missing is None:
+        return ""
+    needed, there = missing
+    return (
+        "Not shown: with few runs chance alone makes large shares. "
+        f"It needs {needed} runs that came to their end; there are {there}."
+    )
+
+
 def retrained_sentences(comparison: Comparison) -> list[str]:
     """One sentence for every retrained setting, with the test value beside the baseline's."""
     return [_retrained(comparison, row) for row in comparison.retrained]
@@ -147,8 +223,11 @@ def _retrained(comparison: Comparison, row: Row) -> str:
         text += f" after {row.group.epochs} epochs"
     if row.test is not None:
         text += f"; {show_value(row.test.mean, metric)} on the test images"
+        found = images_measured(row.group.runs, comparison.source.test_metric)
+        told = [f"standard error {_error(row.test.mean, found[0])} points on {found[0]} images"] if found else []
         if comparison.reference and comparison.reference.test is not None:
-            text += f" (the {comparison.reference_name}: {show_value(comparison.reference.test.mean, metric)})"
+            told.append(f"the {comparison.reference_name}: {show_value(comparison.reference.test.mean, metric)}")
+        text += f" ({'; '.join(told)})" if told else ""
     return f"{text}; {row.note}." if row.note else f"{text}."
 
 
@@ -160,10 +239,37 @@ def _against(comparison: Comparison, best: Row) -> str:
     text = f", {show_delta(best.delta, metric)}{unit} over the {comparison.reference_name}"
     if best.delta < 0:
         text = f", {show_delta(abs(best.delta), metric).lstrip('+')}{unit} below the {comparison.reference_name}"
-    if best.time_ratio is None:
-        return text
-    same_length = best.group.epochs == reference.group.epochs
-    return f"{text} at {best.time_ratio:.2f} of its {'training time' if same_length else 'time per epoch'}"
+    return f"{text}{_both_at(best, reference)}{_at_cost(comparison, best)}"
+
+
+def _both_at(best: Row, reference: Row) -> str:
+    """Where two settings are compared, if that is not where both stand with all their seeds."""
+    here = (best.compared_epoch, best.compared_seeds)
+    if best.against is None or here == (best.epoch, best.seeds) == (reference.epoch, reference.seeds):
+        return ""
+    seeds = ", ".join(best.compared_seeds)
+    return f" at epoch {best.compared_epoch} over seed{'s' if len(best.compared_seeds) > 1 else ''} {seeds}"
+
+
+def cost_ratios(comparison: Comparison, row: Row) -> Ratios | None:
+    """A setting's cost over the baseline's, both up to where they are compared; None without a baseline."""
+    reference = comparison.reference
+    if reference is None or row.standing is None or reference.standing is None or row.against is None:
+        return None
+    at_ends = row.standing.whole and reference.standing.whole
+    return ratios(row.group, reference.group, None if at_ends else row.against.epoch)
+
+
+def _at_cost(comparison: Comparison, best: Row) -> str:
+    """What the lead cost: counted where it was recorded, else as the clock told."""
+    found = cost_ratios(comparison, best)
+    if found is not None and found.flops is not None:
+        tokens = "" if found.visible_tokens is None else f" and {found.visible_tokens:.2f} of its visible tokens"
+        return f" at {found.flops:.2f} of its FLOPs{tokens}"
+    if best.time_ratio is None or comparison.reference is None:
+        return ""
+    per_epoch = "" if best.group.epochs == comparison.reference.group.epochs else " per epoch"
+    return f" at {best.time_ratio:.2f} of its wall time{per_epoch}, FLOPs not recorded"
 
 
 def _trust(best: Row, metric: str) -> str:

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+import torch
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.state import state
+from ray._private.utils import get_num_cpus
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console
 
 from amt_ray.config import ConfigError, Experiment
+from amt_ray.paths import absolute
 from amt_ray.runtime import shared_paths
 from amt_ray.runtime.storage import storage_environment
 from amt_ray.runtime.tracking import tracking_environment
@@ -46,6 +50,9 @@ def connected(experiment: Experiment) -> Iterator[None]:
         os.environ.setdefault(key, value)
     # one try to start workers; `StartDeadline` counts the tries together
     os.environ[START_ATTEMPT] = f"{min(START_ATTEMPT_S, experiment.ray.start_timeout_s):g}"
+    for name in CACHE_VARIABLES:  # workers run in folders of their own
+        if os.environ.get(name):
+            os.environ[name] = absolute(os.environ[name])
     if ray.is_initialized():
         yield
         return
@@ -92,10 +99,61 @@ def cluster_address(experiment: Experiment) -> str | None:
     return address
 
 
+def runs_on_ray(experiment: Experiment) -> bool:
+    """Whether Ray runs it: a sweep always, a pretraining unless ``ray.num_workers`` is 0."""
+    return experiment.sweep is not None or experiment.ray.num_workers > 0
+
+
+def goes_elsewhere(experiment: Experiment) -> bool:
+    """Whether an address names other machines for the work than this one."""
+    return runs_on_ray(experiment) and bool(experiment.ray.address or os.environ.get("RAY_ADDRESS"))
+
+
+def gpus_here() -> float:
+    """The GPUs of this machine that a Ray started here would give, and PyTorch can use."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    count, visible = manager.get_current_node_num_accelerators(), manager.get_current_process_visible_accelerator_ids()
+    return float(min(count, torch.cuda.device_count(), count if visible is None else len(visible)))
+
+
+def gpus_there() -> float:
+    """The GPUs of the cluster that this process has joined, counting nodes that it may still start."""
+    return _resources().get("GPU", 0.0)
+
+
+def _resources() -> dict[str, float]:
+    have: dict[str, float] = dict(ray.cluster_resources())
+    for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
+        have[name] = max(have.get(name, 0.0), most)
+    return have
+
+
+def check_machine(experiment: Experiment) -> None:
+    """See that this machine has what the workers ask for, without starting a Ray.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    wanted, workers = experiment.ray, experiment.ray.least_workers
+    if not runs_on_ray(experiment):
+        have, need = {"GPU": float(torch.cuda.device_count())}, {"GPU": float(wanted.on_gpu)}
+    else:
+        have = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(get_num_cpus()), "GPU": gpus_here()}
+        need = {name: amount * workers for name, amount in worker_resources(experiment).items()}
+    there = amounts({name: have.get(name, 0.0) for name in need})
+    if need.get("GPU", 0.0) > have.get("GPU", 0.0) + 1e-9:
+        raise ConfigError(
+            f"ray.use_gpu must be false (or auto) where not every worker has a GPU, got true for {workers} worker"
+            f"{'s' * (workers > 1)} of {wanted.gpus_per_worker:g} GPU on a machine with {there}."
+        )
+    if any(have.get(name, 0.0) + 1e-9 < amount for name, amount in need.items()):
+        raise ConfigError(f"{_asked(worker_resources(experiment), workers)} must fit on this machine, got {there}.")
+
+
 def worker_resources(experiment: Experiment) -> dict[str, float]:
     """What one worker asks for."""
     wanted = experiment.ray
-    return {"CPU": wanted.cpus_per_worker} | ({"GPU": wanted.gpus_per_worker} if wanted.use_gpu else {})
+    return {"CPU": wanted.cpus_per_worker} | ({"GPU": wanted.gpus_per_worker} if wanted.on_gpu else {})
 
 
 def concurrent_runs(experiment: Experiment, console: Console | None = None) -> int:
@@ -113,9 +171,7 @@ def concurrent_runs(experiment: Experiment, console: Console | None = None) -> i
     """
     workers = max(experiment.ray.num_workers, 1)
     _await_workers(experiment, experiment.ray.least_workers, console)
-    have = ray.cluster_resources()
-    for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
-        have[name] = max(have.get(name, 0.0), most)
+    have = _resources()
     need = {name: amount * workers for name, amount in worker_resources(experiment).items()}
     return max(1, int(min(have.get(name, 0.0) / amount + 1e-9 for name, amount in need.items())))
 

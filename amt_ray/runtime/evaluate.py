@@ -24,10 +24,12 @@ from amt_ray.core.evals import Evaluation, Task
 from amt_ray.core.export import describe
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import ProcessGroup, Ranks, Reporter, Silent, Solo
-from amt_ray.runtime import local, ray_train, tracking
+from amt_ray.runtime import ray_train, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
+from amt_ray.runtime.preflight import check
 from amt_ray.runtime.pretrain import RunFailedError, _reason, storage_of
 from amt_ray.runtime.progress import following
+from amt_ray.runtime.resolve import resolved
 from amt_ray.runtime.splits import load_splits
 from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched, joined
 from amt_ray.runtime.trained import Trained
@@ -84,13 +86,11 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
         ConfigError: If model, data or protocol do not fit together.
         RunFailedError: If the evaluation failed or was stopped.
     """
-    experiment = trained.needed()
+    experiment = resolved(trained.needed(), console)
     protocol = experiment.eval.chosen[0]
     encoder = describe(trained.encoder())  # weights that do not fit are told before a worker starts
-    with console.status("Decoding images ..."):
-        splits = load_splits(experiment)
-    local.check_protocols(experiment, splits.task)
-    assert splits.task is not None
+    splits = check(experiment.override({"model.checkpoint": None, "sweep": None}), console, test=test)
+    assert splits is not None and splits.task is not None
     data = about_data(experiment, splits.task, test)
     settings = {field.name: getattr(protocol, field.name) for field in fields(protocol)}  # type: ignore[arg-type]
     weights = _sha256(trained.path)
@@ -116,13 +116,13 @@ def evaluate(trained: Trained, console: Console, out: Path, test: bool = True) -
 
 def about_data(experiment: Experiment, task: Task, test: bool) -> dict[str, Any]:
     """All of the data that a figure depends on: which images, at which size, and which of them for what."""
-    names = {"name", "options", "image_size", "store_px", "on_broken"}
+    names = {"name", "options", "image_size", "store_px", "on_broken", "on_aspect", "value_range"}
     settings = experiment.data.model_dump(mode="json", include=names)
     counts = {"train": len(task.train_index), "held_out": len(task.val_index)}
     if test and task.test is not None:
         counts["test"] = len(task.test)
-    sources = {"train": task.train_source, "test": task.test_source if test else None}
-    fingerprints = {name: found.fingerprint for name, found in sources.items() if found}
+    used = [(name, source) for name, _, source in task.splits if test or name != "test"]
+    fingerprints = {name: source.fingerprint for name, source in used if source}
     return {**settings, **counts, "fingerprints": fingerprints}
 
 
@@ -135,7 +135,9 @@ def _run_of(target: tracking.Target, experiment: Experiment, trained: Trained, n
     """The MLflow run of this very evaluation: an interrupted one goes on, else a new one."""
     query = f"tags.`amt_ray.evaluation` = '{key}' and attributes.status != 'FINISHED'"
     if found := target.client.search_runs([target.experiment_id], query):
-        return str(found[0].info.run_id)
+        run_id = str(found[0].info.run_id)
+        tracking.complete(target, run_id, experiment, experiment.dotted())
+        return run_id
     tags = {"amt_ray.evaluation": key, "amt_ray.protocol": name, "amt_ray.model": trained.name}
     return tracking.start_experiment_run(target, experiment, name, "evaluate", tags, trained.run_id)
 
@@ -157,7 +159,7 @@ def _measure(
     try:
         with tracking.run_status(target, run_id, _reason), following(console, target, run_id, title, 1, "share"):
             if experiment.ray.num_workers == 0:
-                ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
+                ranks = Solo("cuda" if experiment.ray.on_gpu else "cpu")
                 told["path"] = str(trained.path.absolute())
                 with tracking.MlflowReporter(target, run_id) as reporter:
                     found = run_protocol(told, ranks, reporter)
@@ -270,6 +272,8 @@ def evaluate_all(
     results = []
     for number, trained in enumerate(models, 1):
         console.print(f"{number} of {len(models)}: {trained.name}", highlight=False, soft_wrap=True)
+        if note := trained.note:
+            console.print(note, highlight=False, soft_wrap=True)
         asked = replace(trained, experiment=trained.needed().evaluated_by(protocol, options))
         results.append(evaluate(asked, console, out, test))
     return results

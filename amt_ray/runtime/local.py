@@ -20,9 +20,10 @@ from amt_ray.core.optim import adamw, cosine_schedule, scaled_lr
 from amt_ray.core.parallel import Whole, shard
 from amt_ray.core.ports import Ranks, Reporter
 from amt_ray.core.preview import PlanOf, montage, preview
-from amt_ray.core.probing import check_labelmaps
-from amt_ray.core.sampling import steps_per_epoch
-from amt_ray.core.weights import start_from
+from amt_ray.core.probing import check_labelmaps, known_of, objectless
+from amt_ray.core.sampling import images_a_step, steps_per_epoch
+from amt_ray.core.weights import heads_note, start_from
+from amt_ray.metric_names import check_sweep
 from amt_ray.runtime.lineage import Descended, Origin
 from amt_ray.runtime.splits import Splits, load_splits
 from amt_ray.runtime.storage import AfterSave, StorageError, StoredCheckpoints, fetched
@@ -50,6 +51,16 @@ def build_model(experiment: Experiment) -> Any:
     return method
 
 
+def checkpoint_note(experiment: Experiment) -> str | None:
+    """See that ``model.checkpoint`` can be started from; a line where it does not state all that it is.
+
+    Raises:
+        ConfigError: As in `build_model`.
+    """
+    build_model(experiment)
+    return heads_note(fetched(str(experiment.model.checkpoint)), experiment.model.encoder.num_heads)
+
+
 def build_pretraining(
     experiment: Experiment, splits: Splits, ranks: Ranks, extra: Mapping[str, Any] | None = None
 ) -> Pretraining:
@@ -63,7 +74,8 @@ def build_pretraining(
         shard(model, ranks)
     for seeded in (torch.manual_seed, np.random.seed, random.seed):
         seeded((experiment.seed * 1_000_003 + ranks.rank) % 2**32)
-    optimizer = adamw(model, scaled_lr(optim.base_lr, train.batch_size), optim.weight_decay, optim.betas)
+    lr = scaled_lr(optim.base_lr, images_a_step(len(splits.index), train.batch_size))
+    optimizer = adamw(model, lr, optim.weight_decay, optim.betas)
     steps = steps_per_epoch(len(splits.index), train.batch_size)
     # of fewer workers than planned each takes more micro-batches, of the size that is known to fit its memory
     micro_batches = max(experiment.ray.num_workers, 1) * train.accumulate
@@ -91,6 +103,7 @@ def build_pretraining(
         whole=whole,
         roll_backs=ROLL_BACKS if train.on_nan == "roll_back" else 0,
         seed=experiment.seed,
+        course=experiment.course,
         about={"experiment": experiment.model_dump(mode="json")},
         extra=extra or {},
     )
@@ -125,10 +138,29 @@ def check_protocols(experiment: Experiment, task: Task | None) -> None:
             assert task is not None
             protocol.check(shape, task)
             if protocol.needs == "label maps":
-                for source in filter(None, (task.train_source, task.test_source)):
+                for source in filter(None, (source for _, _, source in task.splits)):
                     check_labelmaps(source)
+        if task is not None and experiment.sweep is not None:
+            check_sweep(experiment.sweep, experiment.eval.chosen, known_of(shape, task, test=True))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def figures_left_out(experiment: Experiment, task: Task | None, test: bool = True) -> list[str]:
+    """Which figures there will not be, since no object is there to be found, a line each.
+
+    Raises:
+        ConfigError: If a sweep ranks by one of them.
+    """
+    asked = [measure for chosen in experiment.eval.chosen if chosen.needs == "objects" for measure in chosen.measures]
+    said = []
+    for split in objectless(task, test) if asked and task is not None else []:
+        names = [f"{split.prefix}/{measure}" for measure in asked]
+        said.append(f"no {', '.join(names)}: none of these {len(split.index_n)} images has an object")
+        if experiment.sweep is not None and experiment.sweep.metric.startswith(tuple(names)):
+            asked_for = experiment.sweep.metric
+            raise ConfigError(f"sweep.metric must be a figure that there will be, got {asked_for}: {said[-1]}.")
+    return said
 
 
 def attention_on_objects(experiment: Experiment, splits: Splits, ranks: Ranks) -> AtRefresh | None:
@@ -146,11 +178,18 @@ def attention_on_objects(experiment: Experiment, splits: Splits, ranks: Ranks) -
 
 
 def stored(
-    experiment: Experiment, uri: str, ranks: Ranks, reporter: Reporter, after: AfterSave | None = None
+    experiment: Experiment,
+    uri: str,
+    ranks: Ranks,
+    reporter: Reporter,
+    after: AfterSave | None = None,
+    forks: Mapping[int, object] | None = None,
 ) -> StoredCheckpoints:
-    """A run's checkpoints at ``uri``, as many as the experiment keeps, with warnings in the run's record."""
+    """A run's checkpoints at ``uri``: as many as the experiment keeps, and those of the epochs at which others fork;
+    warnings go to the run's record.
+    """
     keep = experiment.train.keep_checkpoints
-    return StoredCheckpoints(uri, ranks, keep, experiment.best, reporter.warning, after)
+    return StoredCheckpoints(uri, ranks, keep, experiment.best, reporter.warning, after, held=forks or ())
 
 
 def run(
@@ -182,7 +221,7 @@ def run(
         pretraining.about = {**pretraining.about, "origin": origin.name}
 
     def picture() -> bytes:
-        plan = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
+        plan = PlanOf(experiment.last_strategy, experiment.scoring, experiment.unit)
         shown = splits.shown[:PREVIEW_IMAGES]
         return montage(preview(pretraining.whole_model(), splits.images, shown, plan, experiment.seed))
 

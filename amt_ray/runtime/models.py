@@ -16,6 +16,7 @@ def keep_model(
     run_id: str,
     console: Console,
     register_as: tuple[str, str] | None = None,
+    which: str = "",
 ) -> None:
     """Log the encoder of a run's last checkpoint, once, and register it where a name and an alias are given.
 
@@ -27,6 +28,7 @@ def keep_model(
         run_id: The run.
         console: Where it is told.
         register_as: Name of the registered model, and the alias that points at this run's.
+        which: What is registered, in words.
     """
     try:
         run = target.client.get_run(run_id)
@@ -38,7 +40,7 @@ def keep_model(
         if register_as is not None:
             version = register(target, run_id, *register_as)
             name, alias = register_as
-            line = f"Registered: models:/{name}@{alias}, version {version}"
+            line = f"Registered: models:/{name}@{alias}, version {version}" + (f": {which}" if which else "")
             console.print(line, highlight=False, soft_wrap=True)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -3,18 +3,20 @@
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from ray.train import TrainingFailedError
 from rich.console import Console
 
-from amt_ray.address import read_file, to_type
-from amt_ray.config import ConfigError, Experiment, recorded_yaml
+from amt_ray.address import to_type
+from amt_ray.config import Experiment, located
 from amt_ray.core.loop import NotFiniteError
 from amt_ray.core.ports import Solo
-from amt_ray.runtime import local, ray_train, tracking
+from amt_ray.phases import check_acts, warnings_of
+from amt_ray.runtime import local, ray_train, resuming, tracking
 from amt_ray.runtime.cluster import concurrent_runs, connected
+from amt_ray.runtime.preflight import check
 from amt_ray.runtime.progress import following
-from amt_ray.runtime.splits import load_splits
+from amt_ray.runtime.resolve import resolved
+from amt_ray.runtime.resuming import recorded_experiment as recorded_experiment
 from amt_ray.runtime.storage import StorageError, StoredCheckpoints, joined
 
 
@@ -43,41 +45,53 @@ def pretrain(experiment: Experiment, console: Console, resume: str | None = None
         ConfigError: If the images, the tracking store or the cluster are not as the run needs them.
         RunFailedError: If training failed; its last whole checkpoint is kept.
     """
-    check_inputs(experiment, console)
+    experiment = located(experiment, find_data=resume is None)
+    if resume and (nothing_left := _resumed(experiment, console, resume)):
+        console.print(nothing_left, highlight=False, soft_wrap=True)
+        return resume
+    if resume is None:
+        check_acts(experiment)
+    experiment = resolved(experiment, console)
+    splits = check(experiment.model_copy(update={"sweep": None}), console)
+    for line in warnings_of(experiment, len(splits.index) if splits else None):
+        console.print(line, highlight=False, soft_wrap=True)
     target = tracking.prepare(experiment)
+    if resume:
+        tracking.complete(target, resume, experiment, experiment.dotted())
     run_id = resume or tracking.start_experiment_run(target, experiment, experiment.name, "pretrain")
     train_run(experiment, target, run_id, console, experiment.name)
     return run_id
 
 
-def check_inputs(experiment: Experiment, console: Console) -> None:
-    """See that checkpoints can be written, read the one to start from if there is one, decode the data set (the workers
-    of this node find it done) and say what it is.
-
-    Raises:
-        ConfigError: If one of them is not as it must be.
-    """
-    try:
-        StoredCheckpoints(storage_of(experiment)).check()
-    except StorageError as error:
-        raise ConfigError(str(error)) from error
-    if experiment.model.checkpoint:
-        local.build_model(experiment)
-    with console.status("Decoding images ..."):
-        splits = load_splits(experiment)
-    local.check_protocols(experiment, splits.task)
-    console.print(f"Images: {experiment.data.name}, {splits.summary}", highlight=False, soft_wrap=True)
+def _resumed(experiment: Experiment, console: Console, run_id: str) -> str | None:
+    """See that the run can be resumed; what to say where nothing of it is left to do."""
+    uri, place = tracking.tracking_uri(experiment), joined(storage_of(experiment), run_id)
+    run = resuming.run_named(run_id, uri)
+    resuming.check_kind(run, "pretrain")
+    if nothing_left := resuming.finished(run, experiment, place):
+        return nothing_left
+    resuming.check_checkpoints(MlflowClient(uri), run_id, place, console)
+    return None
 
 
-def train_run(experiment: Experiment, target: tracking.Target, run_id: str, console: Console, title: str) -> None:
+def train_run(
+    experiment: Experiment,
+    target: tracking.Target,
+    run_id: str,
+    console: Console,
+    title: str,
+    command: str = "amt-ray pretrain --resume {run_id}",
+) -> None:
     """Train an MLflow run to its end, on Ray's workers or (``ray.num_workers: 0``) here.
+
+    ``command`` resumes it, as a stopped run says.
 
     Raises:
         ConfigError: If the cluster is not as the run needs it.
         RunFailedError: If training failed or was stopped.
     """
     storage = storage_of(experiment)
-    how = f"Go on with: {to_type(f'amt-ray pretrain --resume {run_id}', experiment)}"
+    how = f"Go on with: {to_type(command.format(run_id=run_id), experiment)}"
     try:
         with tracking.run_status(target, run_id, _reason):
             with following(console, target, run_id, title, experiment.train.epochs):
@@ -95,7 +109,7 @@ def train_run(experiment: Experiment, target: tracking.Target, run_id: str, cons
 
 
 def _here(experiment: Experiment, target: tracking.Target, run_id: str, place: str) -> None:
-    ranks = Solo("cuda" if experiment.ray.use_gpu else "cpu")
+    ranks = Solo("cuda" if experiment.ray.on_gpu else "cpu")
     with tracking.MlflowReporter(target, run_id) as reporter:
         checkpoints = local.stored(experiment, place, ranks, reporter)
         local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id})
@@ -108,20 +122,3 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     return last.rpartition("Error: ")[2]
-
-
-def recorded_experiment(experiment_hint: Experiment | None, run_id: str) -> Experiment:
-    """The configuration with which a run was started, from its artifact.
-
-    Raises:
-        ConfigError: If there is no such run, or it has no configuration.
-    """
-    client = MlflowClient(tracking.tracking_uri(experiment_hint))
-    try:
-        text = read_file(client, run_id, "config.yaml").decode()
-    except (MlflowException, OSError) as error:
-        raise ConfigError(
-            f"--run and --resume must name a run of this tracking store, got {run_id} ({str(error).splitlines()[0]}); "
-            "MLFLOW_TRACKING_URI names another."
-        ) from error
-    return recorded_yaml(text)

@@ -47,7 +47,7 @@ def train_worker(told: dict[str, Any]) -> str | None:
         report(epoch, {**metrics, "run_id": told["run_id"]}, uri)
 
     with MlflowReporter(target, told["run_id"]) if ranks.rank == 0 else nullcontext(Silent()) as reporter:
-        checkpoints = local.stored(experiment, told["place"], ranks, reporter, after)
+        checkpoints = local.stored(experiment, told["place"], ranks, reporter, after, forks)
         try:
             history = local.run(experiment, ranks, reporter, checkpoints, extra, forks, origin)
         except NotFiniteError as error:
@@ -118,10 +118,10 @@ def trainer(
     return TorchTrainer(
         work,
         train_loop_config=dict(told),
-        torch_config=TorchConfig(backend="nccl" if wanted.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if wanted.on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(wanted.min_workers, wanted.num_workers) if wanted.min_workers else wanted.num_workers,
-            use_gpu=wanted.use_gpu,
+            use_gpu=wanted.on_gpu,
             resources_per_worker=worker_resources(experiment),
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),

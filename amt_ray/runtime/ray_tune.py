@@ -106,7 +106,10 @@ def run_task(config: dict[str, Any], told: dict[str, Any]) -> None:
         overrides |= {"train.epochs": config["epochs"]} if config["epochs"] else {}
         experiment = trial_experiment(base, overrides)
         name = trial_name(config, base)
-        run_id = _child(target, experiment, name, told["parent"], "trial", ledger.trial_tags(config))
+        tags = ledger.trial_tags(config)
+        if base.sweep is not None and base.sweep.pbt is not None:
+            tags[ledger.MEMBER] = "true"
+        run_id = _child(target, experiment, name, told["parent"], "trial", tags)
     origin = origin_of(config, told["storage"])
     if origin is not None and origin.clone:
         _note_clone(target, run_id, config)
@@ -132,9 +135,9 @@ def _train(
         ray_train.fit(experiment, target, run_id, storage, callbacks, forks, origin)
         return
     torch.set_num_threads(max(1, int(experiment.ray.cpus_per_worker)))
-    ranks, teller = Solo("cuda" if experiment.ray.use_gpu else "cpu"), Teller(run_id)
+    ranks, teller = Solo("cuda" if experiment.ray.on_gpu else "cpu"), Teller(run_id)
     with tracking.MlflowReporter(target, run_id) as reporter:
-        checkpoints = local.stored(experiment, joined(storage, run_id), ranks, reporter, teller)
+        checkpoints = local.stored(experiment, joined(storage, run_id), ranks, reporter, teller, forks)
         history = local.run(experiment, ranks, reporter, checkpoints, {"mlflow_run_id": run_id}, forks, origin)
     if not teller.told and history:  # it had come to its end before, and Tune has not heard of it
         teller(max(history), history[max(history)])
@@ -215,6 +218,11 @@ def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, bo
     watch = TrialWatch(book, target, parent, storage, board, name_of)
     slots = max(1, slots if sweep.pbt is not None else min(sweep.max_concurrent_trials, slots))
     trainable = tune.with_resources(tune.with_parameters(run_task, told=told), task_resources(experiment, slots))
+    over = {entry.index for entry in book.entries.values() if entry.over}
+    scheduler = build_scheduler(book)
+    for entry in book.entries.values():
+        if entry.over and entry.index not in over:
+            watch.ended_before(entry)
     # a population takes turns on the slots, so all of it is started; else no more tasks begin than run at once
     limit = None if sweep.pbt is not None else slots
     if sweep.pbt is not None:
@@ -224,7 +232,7 @@ def run_tasks(book: Book, target: tracking.Target, parent: str, storage: str, bo
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearch(book),
-                scheduler=build_scheduler(book),
+                scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,  # a new process spends ten seconds on imports before its first step
                 max_concurrent_trials=limit,

@@ -18,9 +18,10 @@ from amt_ray.core.images import ImageArray
 from amt_ray.core.plan import Counts
 from amt_ray.core.ports import Solo
 from amt_ray.core.sampling import MicroBatch
-from amt_ray.core.tokens import pair
 from amt_ray.estimate import SUSTAINED_TFLOPS, Estimate, Work, at_rate, estimate
 from amt_ray.runtime import local
+from amt_ray.runtime.cluster import goes_elsewhere
+from amt_ray.runtime.resolve import resolved
 from amt_ray.runtime.splits import Opened, Splits
 
 CPU_FLOPS_A_STEP = 4e10  # a step of this size takes a core about a second
@@ -77,19 +78,22 @@ class Clock:
         return self.known.get(key, next(iter(self.known.values()))).seconds(work)
 
 
-def estimated(experiment: Experiment, tflops: float | None = None) -> Estimate:
+def estimated(experiment: Experiment, tflops: float | None = None, elsewhere: bool = False) -> Estimate:
     """What the experiment comes to: by steps timed here where it could run here, else by a rate of FLOPs.
 
     Args:
         experiment: With or without a sweep.
         tflops: Sustained 10 ** 12 FLOP/s of a worker; given, nothing is timed.
+        elsewhere: It is not to run here, so nothing is timed either.
 
     Raises:
         ConfigError: If the sweep has no feasible point.
         UncountedError: If the number of images cannot be known here.
     """
-    if tflops is None and is_here(experiment):
-        device = torch.cuda.get_device_name() if experiment.ray.use_gpu else "CPU"
+    elsewhere = elsewhere or goes_elsewhere(experiment)
+    experiment = experiment if elsewhere else resolved(experiment)
+    if tflops is None and not elsewhere and is_here(experiment):
+        device = torch.cuda.get_device_name() if experiment.ray.on_gpu else "CPU"
         return estimate(experiment, Clock(), f"steps timed here just now, {device}", slots_here(experiment))
     rate = tflops or SUSTAINED_TFLOPS
     assumed = "" if tflops else ", an assumption: --tflops sets another"
@@ -98,15 +102,14 @@ def estimated(experiment: Experiment, tflops: float | None = None) -> Estimate:
 
 def is_here(experiment: Experiment) -> bool:
     """Whether this machine has what a worker asks for; a cluster elsewhere cannot be timed from here."""
-    elsewhere = experiment.ray.address or os.environ.get("RAY_ADDRESS")
-    return not elsewhere and (torch.cuda.is_available() or not experiment.ray.use_gpu)
+    return not goes_elsewhere(experiment) and (torch.cuda.is_available() or not experiment.ray.on_gpu)
 
 
 def slots_here(experiment: Experiment) -> int:
     """How many trainings run side by side here without sharing a core or a GPU; 1 where not even one has its own."""
     wanted, workers = experiment.ray, max(experiment.ray.num_workers, 1)
     slots = int((os.cpu_count() or 1) / (wanted.cpus_per_worker * workers) + 1e-9)
-    if wanted.use_gpu:
+    if wanted.on_gpu:
         slots = min(slots, torch.cuda.device_count() // workers)
     return max(slots, 1)
 
@@ -122,7 +125,7 @@ def time_here(experiment: Experiment) -> Speed:
 
 
 def _timed(experiment: Experiment) -> Speed:
-    device = torch.device("cuda" if experiment.ray.use_gpu else "cpu")
+    device = torch.device("cuda" if experiment.ray.on_gpu else "cpu")
     course = experiment.course
     by_flops = {step_cost(course.method, counts).flops: counts for counts in course.plans}
     ordered = sorted(by_flops)
@@ -155,7 +158,7 @@ def _images_a_step(experiment: Experiment, flops: float, device: torch.device) -
 
 
 def _made_up(experiment: Experiment, count: int) -> Splits:
-    size = pair(experiment.data.store_px or experiment.data.image_size)
+    size = experiment.data.stored
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *size), dtype=np.uint8)
     dataset: Any = plugins.load("datasets", experiment.data.name)
     images = ImageArray(pixels, None, dataset.mean, dataset.std)

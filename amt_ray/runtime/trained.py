@@ -11,7 +11,7 @@ from amt_ray import plugins
 from amt_ray.config import ConfigError, Experiment, experiment_from, load_experiment, overridden, set_dotted
 from amt_ray.core.encoder import Encoder
 from amt_ray.core.export import export as write
-from amt_ray.core.weights import build_encoder, read_state, start_from
+from amt_ray.core.weights import build_encoder, heads_note, read_state, start_from
 from amt_ray.runtime import tracking
 from amt_ray.runtime.pretrain import recorded_experiment
 from amt_ray.runtime.storage import StorageError, fetched
@@ -83,6 +83,19 @@ class Trained:
         try:
             made = plugins.load("methods", model.method)(**model.arguments(experiment.image_size))
             return made, start_from(made, self.path) == "method"
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def note(self) -> str | None:
+        """A line where the file does not state all that its weights are, and what is taken instead.
+
+        Raises:
+            ConfigError: If the weights cannot be read, or what they are cannot be known.
+        """
+        given = None if self.experiment is None else self.experiment.model.encoder.num_heads
+        try:
+            return heads_note(self.path, given)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -194,4 +207,5 @@ def export(trained: Trained, format: str, out: Path) -> str:
         write(model, format, out, about)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return f"Wrote {out}. {HOW_TO_LOAD[format].format(out=out, **model.sizes)}"
+    note = f"{trained.note}\n" if trained.note else ""
+    return f"{note}Wrote {out}. {HOW_TO_LOAD[format].format(out=out, **model.sizes)}"

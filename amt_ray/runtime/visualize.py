@@ -43,7 +43,7 @@ def visualize(trained: Trained, images: Sequence[int] | None, out: Path, count: 
     if int(index.min()) < 0 or int(index.max()) >= len(splits.images):
         raise ConfigError(f"--images must be of 0 to {len(splits.images) - 1}, got {index.tolist()}.")
     model, whole = trained.method()
-    plans = PlanOf(experiment.strategy_at(1.0), experiment.scoring, experiment.unit)
+    plans = PlanOf(experiment.last_strategy, experiment.scoring, experiment.unit)
     shown = preview(model, splits.images, index, plans, experiment.seed, every_layer=True)
     if not whole:
         shown = shown._replace(reconstruction=None)  # a decoder that was never trained has nothing to say

@@ -8,12 +8,11 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from ray import tune
 
-from amt_ray.book import Book
-from amt_ray.config import Experiment
+from amt_ray.book import Book, Entry
 from amt_ray.runtime import ledger, tracking
+from amt_ray.runtime.failures import last_failure
 from amt_ray.runtime.progress import Board
 from amt_ray.runtime.storage import StoredCheckpoints, joined
-from amt_ray.space import label
 
 SPENT_EVERY_S = 30.0
 FAILED = "failed"  # in a result: why a task has ended that is not to be tried again
@@ -34,6 +33,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
         self.book, self.target, self.parent, self.storage, self.board = book, target, parent, storage, board
         self.name_of = name_of
         self.before, self.started, self.noted = book.spent.seconds, time.monotonic(), 0.0
+        self.recorded = len(book.reports)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a pickled copy of its callbacks; the terminal is not part of it."""
@@ -49,6 +49,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A task has finished an epoch."""
         self.book.progressed(trial.config, result)
+        self._record_reports()
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -59,8 +60,10 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
             return
         self.book.running.discard(trial.trial_id)
         early = self._early(task, int(result.get("epoch", 0)))
+        before = self.book.entries[task["index"]].early if task["kind"] == "trial" else None
         self.book.finished(task, failed=False, early=early)
-        tags = {ledger.EARLY: early} if early else {}
+        self._record_reports()
+        tags = {ledger.EARLY: early or ""} if early or before else {}  # an earlier sitting's budget stopped it
         self._close(task, result, "FINISHED", tags)
         if task["kind"] == "trial":
             value = result.get(self.book.sweep.metric)
@@ -71,15 +74,29 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A task has failed for good."""
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        self._failed(trial, lines[-1] if lines else "no reason given")
+        self._failed(trial, last_failure(trial))
 
     def _failed(self, trial: Any, reason: str) -> None:
         self.book.running.discard(trial.trial_id)
-        self.book.finished(trial.config, failed=True)
-        self._close(trial.config, trial.last_result or {}, "FAILED", {"amt_ray.error": reason[:500]})
+        self.book.finished(trial.config, failed=True, error=reason)
+        run_id = self._close(trial.config, trial.last_result or {}, "FAILED", {"amt_ray.error": reason[:500]})
+        if trial.config["kind"] == "trial":
+            self.book.entries[trial.config["index"]].run_id = run_id
         self.board.say(f"  failed: {self.name_of(trial.config)}: {reason}")
         self._show()
+
+    def ended_before(self, entry: Entry) -> None:
+        """A trial that an earlier sitting's scheduler ended, of which MLflow does not know."""
+        self._record_reports()
+        task, tags = {"kind": "trial", "index": entry.index}, {ledger.EARLY: str(entry.early)}
+        self._close(task, {"run_id": entry.run_id, "epoch": entry.epoch}, "FINISHED", tags)
+
+    def _record_reports(self) -> None:
+        """Write down in which order trials reported: what ends trials early goes by that order."""
+        new = self.book.reports[self.recorded :] if self.book.sweep.stops_early else []
+        for step, report in enumerate(new, self.recorded):
+            tracking.record(self.target, self.parent, dict(zip(ledger.REPORTED, report, strict=True)), step)
+        self.recorded += len(new)
 
     def _early(self, task: Mapping[str, Any], epoch: int) -> str | None:
         if task["kind"] == "warmup" or epoch >= self.book.entries[task["index"]].epochs:
@@ -95,8 +112,11 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
     def _all(self) -> int:
         return len(self.book.entries) + self.book.sampled_left * max(1, len(self.book.sweep.seeds))
 
-    def _close(self, task: Mapping[str, Any], result: Mapping[str, Any], status: str, tags: dict[str, str]) -> None:
-        run_id = result.get("run_id")
+    def _close(
+        self, task: Mapping[str, Any], result: Mapping[str, Any], status: str, tags: dict[str, str]
+    ) -> str | None:
+        """End the task's run; its id, where there is one."""
+        run_id: str | None = result.get("run_id")
         if run_id is None:  # it has not reported an epoch
             mark = f"tags.`{ledger.WARMUP}` = '{task['key']}'" if task["kind"] == "warmup" else (
                 f"tags.`amt_ray.point` = '{task['index']}'")  # fmt: skip
@@ -106,11 +126,12 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
                     (r.info.run_id for r in self.target.client.search_runs([self.target.experiment_id], query)), None
                 )
         if run_id is None:
-            return
+            return None
         if epoch := int(result.get("epoch", 0)):
             place = StoredCheckpoints(joined(self.storage, run_id))
             tracking.note_checkpoint(self.target, run_id, place.uri_of(epoch))
         tracking.finish(self.target, run_id, status, tags)
+        return run_id
 
     def _show(self) -> None:
         spent = self.book.spent
@@ -119,14 +140,11 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]
             self.note_spending()
         if not self.board.due:  # what follows looks at all trials, and reports are many
             return
-        best = next((s for s in self.book.standings() if not s.baseline), None)
-        shown = f" · best {best.value:.4f} ({label(best.point, self._of(best.point))})" if best else ""
+        best = self.book.winner()
+        shown = f" · best {best.value:.4f} ({best.name(self.book.experiment)})" if best else ""
         status = f"trials {self._over} done, {len(self.book.running)} running, {self._all} in all{shown}"
         self.board.total = self.book.total_epochs
         self.board.update(self.book.done_epochs, status)
-
-    def _of(self, point: Mapping[str, Any]) -> Experiment:
-        return self.book.experiment.override(point)
 
     def note_spending(self) -> None:
         """Write down what the sweep has spent, for a later sitting."""

@@ -205,7 +205,7 @@ def test_detection__in_half_precision_it_is_the_same_protocol_and_nearly_the_sam
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "half"}, "precision must be one of float32, bfloat16, got 'half'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, auto, got 'half'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"rois": 0}, "rois must be at least 1, got 0"),
         ({"layer_decay": 0.0}, "layer_decay must be above 0 and at most 1, drops must rise, got 0.0"),

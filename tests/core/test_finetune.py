@@ -219,7 +219,7 @@ def test_even__adds_an_image_that_does_not_count():
 def test_finetune__a_loss_that_is_no_number_stops(generator):
     images = coloured_images(60, 4, generator)
     encoder = tiny_encoder()
-    encoder.norm.weight.data.fill_(float("nan"))
+    encoder.norm.weight.data.fill_(3e38)  # finite, but the head's logits are not
     with pytest.raises(NotFiniteError, match="must stay finite, got nan in epoch 1 of fine-tuning"):
         dataclasses.replace(PLAIN, pool="cls")(encoder, task_of(images, 40), Solo())
 
@@ -228,7 +228,7 @@ def test_finetune__a_loss_that_is_no_number_stops(generator):
     ("settings", "message"),
     [
         ({"pool": "max"}, "pool must be one of cls, mean, got 'max'"),
-        ({"precision": "half"}, "precision must be one of float32, bfloat16, got 'half'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, auto, got 'half'"),
         ({"epochs": 0}, "must be at least 1, .* got 0"),
         ({"warmup_epochs": 101}, "warmup_epochs at most epochs, got .* 101"),
         ({"label_fraction": 0.0}, "label_fraction, test_crop and layer_decay must be above 0"),

@@ -93,9 +93,13 @@ def test_knn__accuracies_are_scikit_learns_and_torchmetrics_on_the_same_features
         vectors[:100], images.labels_n[bank].numpy()
     )
     shares = torch.from_numpy(oracle.predict_proba(vectors[100:]))
+    # torchmetrics fills up the five with classes of no neighbour: such an image is counted with a label of its own
+    truth = images.labels_n[queries]
+    voted = shares.gather(1, truth[:, None]).squeeze(1) > 0
+    shares, truth = torch.nn.functional.pad(shares, (0, 1), value=-1.0), torch.where(voted, truth, 7)
     found = run(KNN(k=(9,), features=features), model, images, bank, queries)
     for top in (1, 5):
-        theirs = multiclass_accuracy(shares, images.labels_n[queries], 7, average="micro", top_k=top)
+        theirs = multiclass_accuracy(shares, truth, 8, average="micro", top_k=top)
         # at most one query may fall on the other side of a tie of votes
         assert found[f"knn_top{top}"] == pytest.approx(float(theirs), abs=1 / 60 + 1e-6)
 

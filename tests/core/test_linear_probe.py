@@ -263,7 +263,7 @@ def test_centre__is_the_middle_of_the_image():
         ({"epochs": 5, "warmup_epochs": 6}, "warmup_epochs at most epochs, got 5 and 6"),
         ({"held_out": 0.0}, "held_out and test_crop must be in"),
         ({"test_crop": 1.5}, "held_out and test_crop must be in .*1.5"),
-        ({"precision": "half"}, "precision must be one of float32, bfloat16, got 'half'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, auto, got 'half'"),
     ],
 )
 def test_linear_probe__bad_settings_are_refused(settings, message):

@@ -207,7 +207,7 @@ def test_layers__are_those_of_the_published_segmentation():
     ("settings", "message"),
     [
         ({"head": "fcn"}, "head must be one of linear, upernet, got 'fcn'"),
-        ({"precision": "half"}, "precision must be one of float32, bfloat16, got 'half'"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16, auto, got 'half'"),
         ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
         ({"layer_decay": 1.2}, "layer_decay must be above 0 and at most 1, got 1.2"),

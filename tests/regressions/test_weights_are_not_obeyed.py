@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import amt_ray
-from amt_ray.config import ConfigError
+from amt_ray.config import ConfigError, located
 from amt_ray.core.methods.mae import MAE
 from amt_ray.runtime.evaluate import evaluate_all
 from amt_ray.runtime.trained import export, find
@@ -49,7 +49,7 @@ def test_find__takes_sizes_and_patches_and_nothing_else(tmp_path):
     experiment = find(None, weights(tmp_path, **hostile), None, ()).experiment
     wanted = tiny().model
     assert experiment.model == wanted and experiment.image_size == (16, 16) and experiment.data.name == "digits"
-    defaults = type(experiment)(model=wanted, data=experiment.data, eval={"protocols": []})
+    defaults = located(type(experiment)(model=wanted, data=experiment.data, eval={"protocols": []}), find_data=False)
     assert experiment == defaults and experiment.data.root is experiment.data.cache_dir is None
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 

@@ -70,12 +70,12 @@ def test_without_an_address__ray_is_started_and_none_that_is_known_here_is_joine
 
 
 def test_submit__trains_on_two_nodes_with_the_code_and_yaml_of_here(nodes, file):
-    done = nodes.amt("submit", "pretrain", file, "--set", "train.epochs=1", "--set", "eval.protocols=[]")
+    done = nodes.amt("submit", "pretrain", file, "--set", "train.epochs=2", "--set", "eval.protocols=[]")
     assert done.returncode == 0, done.stdout + done.stderr
     run_id = re.search(r"Run (\w+)", done.stdout)[1]
     run = nodes.client().get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.metrics.keys() >= {"train/loss"}
-    assert run.data.params["name"] == "sent" and run.data.params["train.epochs"] == "1"
+    assert run.data.params["name"] == "sent" and run.data.params["train.epochs"] == "2"
     assert source()["tags"].items() <= run.data.tags.items()  # the commit is known here only
     assert Path(run.data.tags["amt_ray.checkpoint"]).is_relative_to(nodes.folder / "runs")
     assert "SUCCEEDED, exit status 0" in submit.states(nodes.url, None)[0]

@@ -19,6 +19,7 @@ from amt_ray.config import ConfigError, experiment_from
 from amt_ray.core.checkpoint import read_about, read_weights
 from amt_ray.core.ports import Silent, Solo
 from amt_ray.runtime import local
+from amt_ray.runtime.pretrain import RunFailedError
 from amt_ray.runtime.storage import fetched
 from amt_ray.runtime.sweep import open_book, recorded, sweep
 from amt_ray.runtime.tracking import prepare
@@ -60,7 +61,7 @@ def shared(place, client):
         "budget": {"trials": 4},
     }
     console = quiet()
-    parent = sweep(small("shared", sweep=search, tracking__log_model=True), console)
+    parent = sweep(small("shared", sweep=search, tracking__log_model=True, tracking__register_best=True), console)
     return parent, console.file.getvalue()
 
 
@@ -96,13 +97,14 @@ def test_sweep__grows_by_the_same_command_and_repeats_nothing(shared, client):
         recorded(parent, ["train.epochs=9"])
 
 
-def test_sweep__its_best_encoder_is_registered_and_embeds_images(shared, client, place, monkeypatch):
+def test_sweep__the_best_of_all_is_registered_on_request_and_embeds_images(shared, client, place, monkeypatch):
     import mlflow.pytorch
 
     version = client.get_model_version_by_alias("shared", "best")
     best = max(children(client, shared[0]), key=lambda run: run.data.metrics["eval/knn_top1"])
     assert version.run_id in {run.info.run_id for run in children(client, shared[0])}
     assert client.get_run(version.run_id).data.metrics["eval/knn_top1"] <= best.data.metrics["eval/knn_top1"]
+    assert "Registered: models:/shared@best, version 1: the best of all, " in shared[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")  # not for the tests after this one
     model = mlflow.pytorch.load_model("models:/shared@best")
     assert model(torch.zeros(5, 3, 16, 16)).shape == (5, 16)
@@ -165,9 +167,13 @@ def test_sweep__a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(plac
 def test_sweep__a_trial_whose_loss_is_not_finite_fails_once_and_the_others_go_on(place, client):
     search = {"space": {"optim.base_lr": {"grid": [1e-3, 1e30]}}, "max_failures": 3}
     console = quiet()
-    parent = sweep(small("infinite", masking__warmup_epochs=0, sweep=search), console)
+    with pytest.raises(
+        RunFailedError, match=r"1 of 2 trials failed\. Go on with: amt-ray sweep --resume (\w+)"
+    ) as told:
+        sweep(small("infinite", masking__warmup_epochs=0, sweep=search), console)
+    parent = str(told.value).rpartition(" ")[2]
     by_status = {run.info.status: run for run in children(client, parent)}
-    assert by_status.keys() == {"FINISHED", "FAILED"} and client.get_run(parent).info.status == "FINISHED"
+    assert by_status.keys() == {"FINISHED", "FAILED"} and client.get_run(parent).info.status == "FAILED"
     failed = by_status["FAILED"]
     assert failed.data.params["optim.base_lr"] == "1e+30" and "must stay finite" in failed.data.tags["amt_ray.error"]
     assert console.file.getvalue().count("  failed: ") == 1
@@ -225,6 +231,7 @@ def test_sweep__ctrl_c_and_a_killed_driver_lose_no_trial_and_double_nothing(plac
     assert time.monotonic() - asked < 30  # seconds, with room for a busy machine
     assert first.returncode == 1 and f"Go on with: amt-ray sweep --resume {parent()}" in told
     assert store.get_run(parent()).info.status == "KILLED"
+    assert {run.info.status for run in children(store, parent())} == {"KILLED"}  # what trained is not left RUNNING
 
     second = command(tmp_path, "sweep", "--resume", parent())
     wait_for(trained(1, 3), second)

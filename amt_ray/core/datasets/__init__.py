@@ -2,8 +2,9 @@
 
 The contract (`tests/core/test_datasets_contract.py` checks the files that need no network): a class whose lower-cased
 name is the file's name without underscores, with ``mean`` and ``std`` of its pixels in [0, 1] and
-``split(name) -> Source`` for ``train`` and, where the data has one, ``test`` (KeyError where it has none). Data with
-images that only pretraining uses names their split in ``pretrain_split``.
+``split(name) -> Source`` for ``train`` and, where the data has them, ``val`` and ``test`` (KeyError where it has none).
+``val`` is measured as ``eval/``, in the place of images held out of ``train``; data with one labelled split beside
+``train`` offers it as ``test``. Data with images that only pretraining uses names their split in ``pretrain_split``.
 """
 
 import hashlib
@@ -47,7 +48,9 @@ class Source:
 
     Attributes:
         count: Number of images.
-        open: Image ``i`` as an RGB image; raises what PIL raises (mostly OSError) for a broken file.
+        open: Image ``i``, upright, in RGB; raises what PIL raises (mostly OSError) for a broken file. Files are
+            opened by `amt_ray.core.pixels.open_rgb`; where they may have more than 8 bits, ``open`` takes the range of
+            their values as a second argument.
         name: What image ``i`` is called in messages, a path for instance.
         labels: [count] int64 class indices, or None where the data has no labels.
         classes: Class names; empty without labels.
@@ -57,10 +60,15 @@ class Source:
         labelmap: The class of each pixel of image ``i``, [rows, columns] uint8 indices into ``labelmap_classes`` or
             ``UNKNOWN``; None where none are known.
         labelmap_classes: Names of the pixels' classes.
+        annotated: The objects of image ``i`` as its annotators left them, which average precision is measured against:
+            boxes may reach over the border or have no area. None where ``objects`` are just that.
+        maskless: Where some objects have a mask and others none, the first without; None otherwise.
+        folder: The name of the split's folder; empty where it has none of its own.
+        notes: What was skipped, or is otherwise than it seems, a line each.
     """
 
     count: int
-    open: Callable[[int], Image.Image]
+    open: Callable[..., Image.Image]
     name: Callable[[int], str]
     labels: np.ndarray | None
     classes: tuple[str, ...]
@@ -69,6 +77,10 @@ class Source:
     object_classes: tuple[str, ...] = ()
     labelmap: Callable[[int], np.ndarray] | None = None
     labelmap_classes: tuple[str, ...] = ()
+    annotated: Callable[[int], Objects] | None = None
+    maskless: str | None = None
+    folder: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Dataset(Protocol):

@@ -1,5 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009): torchvision's own files, downloaded where there is a network, or a folder of images."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from PIL import Image
 from torchvision import datasets
 
 from amt_ray.core.datasets import Source, missing, stat_fingerprint
-from amt_ray.core.datasets.imagefolder import SPLIT_FOLDERS, folder_source
+from amt_ray.core.datasets.imagefolder import split_sources
+from amt_ray.core.folders import split_folders
 
 
 class CIFAR10:
     """50,000 train and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Args:
-        root: A folder with ``train/<class>/*`` and ``test/<class>/*``, or the folder in which torchvision keeps (or is
-            to put) ``cifar-10-batches-py``.
+        root: A folder with ``train/<class>/*`` and ``test/<class>/*`` (named as for ``imagefolder``), or the folder in
+            which torchvision keeps (or is to put) ``cifar-10-batches-py``.
 
     Raises:
         ValueError: If the files are neither there nor to be had.
@@ -31,16 +33,17 @@ class CIFAR10:
 
     def __init__(self, root: str | None = None) -> None:
         self.root = Path(root or "data").expanduser()
-        self.is_folder = (self.root / "train").is_dir()
+        self.is_folder = "train" in split_folders(self.root)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Source]:
+        return split_sources(self.root)
 
     def split(self, name: str) -> Source:
-        """The train or test split."""
-        if not self.is_folder:
-            return torchvision_source(self.files, self.root, name, self.files.base_folder)
-        folder = next((f for f in SPLIT_FOLDERS[name] if (self.root / f).is_dir()), None)
-        if folder is None:
-            raise KeyError(name)
-        return folder_source(self.root / folder)
+        """The train or test split, and the val split of a folder that has one."""
+        if self.is_folder:
+            return self._splits[name]
+        return torchvision_source(self.files, self.root, name, self.files.base_folder)
 
 
 def torchvision_source(files: Any, root: Path, split: str, keeps: str) -> Source:

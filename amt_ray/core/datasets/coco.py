@@ -9,7 +9,7 @@ from PIL import Image
 
 from amt_ray.core.coco import read_instances
 from amt_ray.core.datasets import IMAGENET_MEAN, IMAGENET_STD, Source, missing, stat_fingerprint
-from amt_ray.core.datasets.imagefolder import open_rgb
+from amt_ray.core.pixels import ValueRange, open_rgb
 
 FOLDERS = {"train": "train2017", "test": "val2017"}
 COMMAND = "Get train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download"
@@ -18,7 +18,8 @@ COMMAND = "Get train2017.zip, val2017.zip and annotations_trainval2017.zip from 
 class Coco:
     """The train images, and the val images as the test split; any data in COCO's layout and format.
 
-    Boxes are the annotators' own, which are tight around masks to about a pixel.
+    Boxes are the annotators' own, which are tight around masks to about a pixel. Boxes, masks and sizes are of the
+    image as it is displayed: an EXIF orientation, which COCO's own images do not have, is applied before.
 
     Args:
         root: The folder with ``train2017``, ``val2017`` and ``annotations/instances_{train,val}2017.json``.
@@ -45,17 +46,21 @@ class Coco:
         looked_at = [annotations, *(folder / file for file in files)]
         return Source(
             count=len(files),
-            open=lambda i: self._open(folder / files[i], instances.images[i]),
+            open=lambda i, value_range=None: self._open(folder / files[i], instances.images[i], value_range),
             name=lambda i: str(folder / files[i]),
             labels=None,
             classes=(),
             fingerprint=stat_fingerprint("coco", self.root, [os.path.relpath(p, self.root) for p in looked_at]),
             objects=instances.objects,
             object_classes=instances.names,
+            annotated=instances.annotated,
+            maskless=instances.maskless,
+            folder=folder.name,
+            notes=instances.notes,
         )
 
-    def _open(self, path: Path, about: Mapping[str, Any]) -> Image.Image:
-        image, told = open_rgb(path), (about["width"], about["height"])
+    def _open(self, path: Path, about: Mapping[str, Any], value_range: ValueRange | None) -> Image.Image:
+        image, told = open_rgb(path, value_range), (about["width"], about["height"])
         if image.size != told:  # the boxes would lie elsewhere
             raise ValueError(f"the annotations must tell its size, {image.size}, got {told}")
         return image

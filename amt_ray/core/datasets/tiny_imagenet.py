@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from amt_ray.core.datasets import Objects, Source, missing, stat_fingerprint
 from amt_ray.core.datasets.imagefolder import folder_source
+from amt_ray.core.pixels import ValueRange
 
 SIZE_PX = 64
 ARCHIVE = "tiny-imagenet-200"
@@ -49,6 +51,7 @@ class TinyImageNet:
             )
         return dataclasses.replace(
             source,
+            open=lambda i, value_range=None: _sized(source.open, i, value_range),
             fingerprint=stat_fingerprint(source.fingerprint, self.root, self._texts(name)),
             objects=_objects([boxes[file] for file in files], source.labels),
             object_classes=self._words(),
@@ -60,7 +63,7 @@ class TinyImageNet:
         return of_classes if split == "train" else ["val/val_annotations.txt"]
 
     def _train(self) -> tuple[Source, dict[str, Box]]:
-        source = folder_source(self.root / "train")
+        source = folder_source(self.root / "train", reads=("_boxes.txt",))
         if source.classes != self.wnids:
             raise ValueError(
                 f"train must hold the {len(self.wnids)} class folders of wnids.txt, got {len(source.classes)} folders "
@@ -72,7 +75,7 @@ class TinyImageNet:
         return source, boxes
 
     def _val(self) -> tuple[Source, dict[str, Box]]:
-        source = folder_source(self.root / "val" / "images")
+        source = dataclasses.replace(folder_source(self.root / "val" / "images"), folder="val")
         rows = {row[0]: row for row in _rows(self.root / "val" / "val_annotations.txt")}
         number = {wnid: i for i, wnid in enumerate(self.wnids)}
         files = [Path(source.name(i)).name for i in range(source.count)]
@@ -94,6 +97,13 @@ def _rows(path: Path) -> list[list[str]]:
 def _box(row: list[str]) -> Box:
     left, top, right, bottom = map(int, row[-4:])
     return left, top, right + 1, bottom + 1  # the files name the last column and row inside: 63 for a whole side
+
+
+def _sized(open: Callable[..., Image.Image], i: int, value_range: ValueRange | None) -> Image.Image:
+    image = open(i, value_range)
+    if image.size != (SIZE_PX, SIZE_PX):  # the boxes would lie elsewhere
+        raise ValueError(f"it must have {SIZE_PX} x {SIZE_PX} pixels, got {image.height} x {image.width}")
+    return image
 
 
 def _objects(boxes: list[Box], labels: np.ndarray) -> Callable[[int], Objects]:

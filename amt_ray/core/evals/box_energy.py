@@ -10,10 +10,10 @@ from typing import ClassVar
 from amt_ray.core.attention import ROLLOUT, Heads, Layers, Scoring, resolve_heads, resolve_layers
 from amt_ray.core.box_energy import box_energy
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
-from amt_ray.core.loop import PRECISIONS
+from amt_ray.core.evals import Known, Task, nothing, protocol_name
 from amt_ray.core.ports import Checkpoints, Ranks
-from amt_ray.core.probing import Progress, check_images, check_sources, frozen, measured, one_of
+from amt_ray.core.precision import check_precision, dtype_of
+from amt_ray.core.probing import Progress, check_images, check_sources, frozen, measured
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BoxEnergy:
     Args:
         layers: What the plain metric is of: one layer, several, or ``rollout``; every layer is measured beside it.
         heads: ``mean``, ``max``, or indices.
-        precision: Of the encoder: ``float32``, or ``bfloat16`` for autocast.
+        precision: Of the encoder: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If there is no such precision.
@@ -38,12 +38,17 @@ class BoxEnergy:
     presets: ClassVar[Mapping[str, "BoxEnergy"]]
 
     def __post_init__(self) -> None:
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
 
     @property
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        layers = (f"box_energy_layer_{layer:02}" for layer in range(known.depth))
+        return known.of_splits(("box_energy", *layers, "box_energy_images"))
 
     def check(self, encoder: Encoder, task: Task) -> None:
         """Refuse images without objects, and layers or heads that the encoder does not have.
@@ -85,13 +90,13 @@ class BoxEnergy:
             ValueError: As `check`.
         """
         self.check(encoder, task)
-        scoring = Scoring(self.layers, self.heads, PRECISIONS[self.precision])
+        scoring = Scoring(self.layers, self.heads, dtype_of(self.precision))
         splits = measured(task, test)
         found: dict[str, float] = {}
         with frozen(encoder):
             for place, split in enumerate(splits):
-                source = task.train_source if split.images is task.train else task.test_source
-                assert source is not None and source.objects is not None
+                source = task.source_of(split.images)
+                assert source.objects is not None
                 so_far = _between(progress, place / len(splits), 1 / len(splits))
                 energies = box_energy(encoder, split.images, split.index_n, source.objects, scoring, ranks, so_far)
                 found |= {f"{split.prefix}/{name}": value for name, value in energies.items()}

@@ -5,7 +5,7 @@ is global in all blocks, images are resized to the encoder's size without regard
 objects are learned from too. Average precision is COCO's, in pixels of the original images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,15 +20,25 @@ from torchvision.tv_tensors import BoundingBoxes, Image, Mask
 from amt_ray.core.datasets import Objects, Source
 from amt_ray.core.detector import Detector
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.evals import Known, Task, nothing, protocol_name
+from amt_ray.core.finite import NotFiniteError
 from amt_ray.core.fitting import BETAS, Fit, freeze_unused, own_random_numbers, warmup_steps_of
 from amt_ray.core.jitter import Jitter, Move, moved
-from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.optim import scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
-from amt_ray.core.probing import Measured, Progress, at_least, check_images, check_sources, frozen, measured, one_of
+from amt_ray.core.precision import check_precision
+from amt_ray.core.probing import (
+    Measured,
+    Progress,
+    at_least,
+    check_images,
+    check_sources,
+    frozen,
+    masks_known,
+    measured,
+)
 from amt_ray.core.pyramid import check_grid
-from amt_ray.core.sampling import MicroBatch, rank_share, steps_per_epoch
+from amt_ray.core.sampling import MicroBatch, images_a_step, rank_share, steps_per_epoch
 
 # COCO's own; torchmetrics rounds its defaults to float32, which moves the precision where a recall meets a threshold
 OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
@@ -57,7 +67,7 @@ class Detection:
         flip: Probability of a mirror image.
         clip_grad: Largest norm of the gradient, or None.
         accumulate: Parts of a step's batch that a rank runs one after the other.
-        precision: Of the encoder: ``float32``, or ``bfloat16`` for autocast.
+        precision: Of the encoder: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -86,7 +96,7 @@ class Detection:
     presets: ClassVar[Mapping[str, "Detection"]]
 
     def __post_init__(self) -> None:
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
         Jitter(self.scale, self.flip)
         counts = ("epochs", "batch_size", "accumulate", "channels", "proposals", "rois")
         at_least(1, self, counts)
@@ -101,6 +111,11 @@ class Detection:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
 
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        things = ("box",) if known.masks is False else ("box", "mask")
+        return known.of_splits(f"{thing}_{name}" for thing in things for name in ("ap", "ap50"))
+
     def check(self, encoder: Encoder, task: Task) -> None:
         """Refuse data without objects, and encoders whose grid takes no pyramid.
 
@@ -110,6 +125,7 @@ class Detection:
         check_images(encoder, task)
         check_sources(task, "objects")
         check_grid(encoder)
+        check_masks([source for _, _, source in task.splits if source is not None])
 
     def __call__(
         self,
@@ -133,7 +149,7 @@ class Detection:
 
         Returns:
             ``eval/box_ap`` (mean over overlaps of 0.5 to 0.95), ``eval/box_ap50`` and, where masks are known,
-            ``eval/mask_ap`` and ``eval/mask_ap50``; the same with ``test/``.
+            ``eval/mask_ap`` and ``eval/mask_ap50``; the same with ``test/``. Nothing of images without any object.
 
         Raises:
             ValueError: If no objects are known, or no pyramid can be made of the encoder's grid.
@@ -158,8 +174,7 @@ class _Run:
         self.settings, self.task, self.ranks = settings, task, ranks
         assert task.train_source is not None and task.train_source.objects is not None
         self.source = task.train_source
-        known = (task.train_source.objects(int(i)) for i in task.train_index)
-        self.masks = next((objects.masks is not None for objects in known if len(objects.labels)), False)
+        self.masks = masks_known(task)
         self.jitter = Jitter(settings.scale, settings.flip)
         torch.manual_seed(task.seed)
         self.model = Detector(
@@ -174,14 +189,20 @@ class _Run:
             drop_path=settings.drop_path,
             precision=settings.precision,
         )
+        self.broken = 0  # values of feature maps that are not finite while it measures: boxes of those just vanish
+        self.model.backbone.register_forward_hook(self._look)
         image = task.train.whole(task.train_index[:1], task.size, ranks.device)
         with frozen(self.model), torch.enable_grad():
             freeze_unused(self.model.backbone, torch.stack([m.sum() for m in self.model.backbone(image).values()]))
         self.fit = self._fit()
 
+    def _look(self, backbone: torch.nn.Module, _: object, maps: dict[str, Tensor]) -> None:
+        if not backbone.training:
+            self.broken += sum(int((~torch.isfinite(each)).sum()) for each in maps.values())
+
     def _fit(self) -> Fit:
         settings, index_n = self.settings, self.task.train_index
-        batch_size = min(settings.batch_size, len(index_n))
+        batch_size = images_a_step(len(index_n), settings.batch_size)
         groups = self.model.parameter_groups(settings.weight_decay, settings.layer_decay)
         lr = scaled_lr(settings.base_lr, batch_size)
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
@@ -224,13 +245,14 @@ class _Run:
 
     def precisions(self, split: Measured) -> dict[str, float]:
         """COCO's average precision over all ranks."""
-        source = self.task.train_source if split.images is self.task.train else self.task.test_source
-        assert source is not None
+        source = self.task.source_of(split.images)
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
         metric = MeanAveragePrecision("xyxy", kinds, OVERLAPS, RECALLS)  # type: ignore[arg-type]
         mine = rank_share(split.index_n, self.ranks.rank, self.ranks.size)
         for index_B in mine.split(max(1, self.fit.batch_size // self.ranks.size)):
             metric.update(*self.detected(split, source, index_B))
+        if bool(self.ranks.sum(torch.tensor([float(self.broken)], device=self.ranks.device)).any()):
+            raise NotFiniteError("feature maps must be finite, got others.")
         values: dict[str, float] = {}
         states = self.ranks.gather(metric.metric_state)
         if self.ranks.rank == 0:
@@ -239,17 +261,40 @@ class _Run:
             found = metric.compute()
             for what, prefix in ({"box": "bbox_", "mask": "segm_"} if self.masks else {"box": ""}).items():
                 for name, key in (("ap", "map"), ("ap50", "map_50")):
-                    values[f"{split.prefix}/{what}_{name}"] = max(0.0, float(found[prefix + key]))  # -1: no objects
+                    if (value := float(found[prefix + key])) >= 0:  # COCO's -1 is of images without objects
+                        values[f"{split.prefix}/{what}_{name}"] = value
         values = self.ranks.gather(values)[0]
         return values
 
     def detected(self, split: Measured, source: Source, index_B: Tensor) -> tuple[list[Targets], list[Targets]]:
         """What is found and what is there, as torchmetrics takes it."""
-        assert source.objects is not None
-        there = [source.objects(int(i)) for i in index_B]
+        objects = source.annotated or source.objects
+        assert objects is not None
+        there = [objects(int(i)) for i in index_B]
         images = list(split.images.whole(index_B, self.task.size, self.ranks.device))
-        found = self.model.detect(images, [objects.size for objects in there])
+        found = self.model.detect(images, [one.size for one in there])
         return [{name: value.cpu() for name, value in each.items()} for each in found], [truth_of(t) for t in there]
+
+
+def knows_masks(source: Source, index: Iterable[int]) -> bool | None:
+    """Whether the first image with objects has masks of them; None where no image has objects."""
+    assert source.objects is not None
+    known = map(source.objects, index)
+    return next((objects.masks is not None for objects in known if len(objects.labels)), None)
+
+
+def check_masks(sources: Sequence[Source]) -> None:
+    """Refuse data that know masks of some objects only.
+
+    Raises:
+        ValueError: If they do; the message names the first without, or the split.
+    """
+    for source in sources:
+        if source.maskless:
+            raise ValueError(f"masks must be known of all objects or of none, got none of {source.maskless}.")
+    known = [known for source in sources if (known := knows_masks(source, range(source.count))) is not None]
+    if len(set(known)) > 1:
+        raise ValueError("masks must be known in train and test or in neither, got masks of one of them.")
 
 
 def truth_of(objects: Objects) -> Targets:

@@ -18,14 +18,15 @@ from torchvision.transforms.v2.functional import normalize
 
 from amt_ray.core.classifier import Classifier
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.evals import Known, Task, check_shape, nothing, protocol_name
+from amt_ray.core.finite import NotFiniteError, not_finite
 from amt_ray.core.fitting import BETAS, FITTED, own_random_numbers, seed_epoch
 from amt_ray.core.geometry import crop_pixels
 from amt_ray.core.images import Augmentation
-from amt_ray.core.loop import PRECISIONS, NotFiniteError
 from amt_ray.core.noise import Purpose, bits, permutation
 from amt_ray.core.optim import cosine_schedule, scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.precision import check_precision
 from amt_ray.core.probing import (
     Measured,
     Progress,
@@ -43,7 +44,7 @@ from amt_ray.core.probing import (
     top_hits,
 )
 from amt_ray.core.randaugment import rand_augment
-from amt_ray.core.sampling import MicroBatch, epoch_steps, rank_share, steps_per_epoch
+from amt_ray.core.sampling import MicroBatch, epoch_steps, images_a_step, rank_share, steps_per_epoch
 
 SUBSET = 2  # the second argument of `bits` that keeps this cut apart from the others
 
@@ -94,7 +95,7 @@ class Finetune:
         clip_grad: Largest norm of the gradient, or None.
         test_crop: Share of rows and columns that the central crop keeps for measuring.
         accumulate: Parts of a step's batch that a rank runs one after the other.
-        precision: ``float32``, or ``bfloat16`` for autocast.
+        precision: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -125,10 +126,11 @@ class Finetune:
     needs: ClassVar[str] = "labels"
     measures: ClassVar[tuple[str, ...]] = ("finetune",)
     presets: ClassVar[Mapping[str, "Finetune"]]
+    published: ClassVar[tuple[str, ...]] = ("mae-finetune-100", "mae-finetune-paper-100", "simmim-finetune-100")
 
     def __post_init__(self) -> None:
         one_of("pool", {"cls": None, "mean": None}, self.pool)
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs or self.batch_size < 1 or self.accumulate < 1:
             raise ValueError(
                 "epochs, batch_size and accumulate must be at least 1, warmup_epochs at most epochs, "
@@ -147,6 +149,10 @@ class Finetune:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
 
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        return known.of_splits(known.accuracies("finetune"))
+
     def check(self, encoder: Encoder, task: Task) -> None:
         """Refuse images that cannot be probed.
 
@@ -154,6 +160,7 @@ class Finetune:
             ValueError: If so.
         """
         check(encoder, task)
+        check_shape(self, task)
 
     def __call__(
         self,
@@ -204,7 +211,7 @@ class _Run:
         assert task.train.labels_n is not None
         self.settings, self.task, self.ranks = settings, task, ranks
         self.index_n = labelled_part(task.train.labels_n, task.train_index, settings.label_fraction)
-        self.batch_size = min(settings.batch_size, len(self.index_n))
+        self.batch_size = images_a_step(len(self.index_n), settings.batch_size)
         self.steps = steps_per_epoch(len(self.index_n), self.batch_size)
         self.classes = len(task.train.classes)
         self.model = Classifier(encoder, self.classes, settings.pool, settings.drop_path, task.seed)
@@ -249,6 +256,8 @@ class _Run:
         mean = float(ranks.sum(total)) / self.steps
         if not np.isfinite(mean):
             raise NotFiniteError(f"the loss must stay finite, got {mean} in epoch {epoch + 1} of fine-tuning.")
+        if broken := not_finite(self.model.state_dict()):  # by the last step, whose loss was of those before
+            raise NotFiniteError(f"weights must stay finite, got others in {broken[0]} after epoch {epoch + 1}.")
 
     def batch(self, part: MicroBatch, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images and their targets [B, classes]."""

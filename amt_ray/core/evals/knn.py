@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.evals import Known, Task, nothing, protocol_name
 from amt_ray.core.images import ImageArray
-from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.precision import check_precision
 from amt_ray.core.probing import (
     POOLS,
     Progress,
@@ -65,11 +65,12 @@ def merged(mine: Neighbours, ranks: Ranks) -> Neighbours:
 
 
 def class_votes(neighbours: Neighbours, classes: int, k: int, temperature: float) -> Tensor:
-    """Votes [B, classes] of the first k neighbours, each weighted exp(cosine / temperature)."""
+    """Votes [B, classes] of the first k neighbours, each weighted exp(cosine / temperature); 0 for a class of none."""
     similarity, labels = neighbours.similarity_Bk[:, :k], neighbours.labels_Bk[:, :k]
     votes = torch.zeros(len(labels), classes, device=labels.device)
-    # relative to the nearest: the same ranking, and no overflow at any temperature
-    return votes.scatter_add_(1, labels, ((similarity - similarity[:, :1]) / temperature).exp())
+    # relative to the nearest: the same ranking, and no overflow at any temperature; a vote never vanishes
+    weights = ((similarity - similarity[:, :1]) / temperature).exp().clamp_min(torch.finfo(torch.float32).tiny)
+    return votes.scatter_add_(1, labels, weights.where(similarity != -torch.inf, 0.0))
 
 
 class Bank(NamedTuple):
@@ -88,7 +89,7 @@ class KNN:
         temperature: Temperature of the vote.
         features: ``cls``, ``mean`` (of the patch tokens), or ``both``: [CLS] under the plain names, the mean beside it.
         batch_size: Images encoded at once on a rank.
-        precision: Of the encoder: ``float32``, or ``bfloat16`` for autocast.
+        precision: Of the encoder: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -106,7 +107,7 @@ class KNN:
 
     def __post_init__(self) -> None:
         one_of("features", POOLS, self.features)
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
         if not self.k or min(self.k) < 1 or self.temperature <= 0:
             raise ValueError(f"k and temperature must be above 0, got {self.k} and {self.temperature}.")
 
@@ -114,6 +115,16 @@ class KNN:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        pools = ("", "_mean")[: len(POOLS[self.features])]
+        names = (f"{self._name(place)}{pool}" for pool in pools for place in range(len(self.k)))
+        return known.of_splits(metric for name in dict.fromkeys(names) for metric in known.accuracies(name))
+
+    def _name(self, place: int) -> str:
+        """Of the k at this place: the first has the plain name."""
+        return f"knn{self.k[place] if place else ''}"
 
     def check(self, encoder: Encoder, task: Task) -> None:
         """Refuse images that cannot be probed, and more neighbours than there are images.
@@ -206,7 +217,9 @@ class KNN:
             near = merged(nearest(query_BD, bank_nD, bank.labels_n, max(self.k)), ranks)
             for place, k in enumerate(self.k):
                 votes = class_votes(near, len(task.train.classes), k, self.temperature)
-                hits[f"knn{k if place else ''}{'_mean' if pool else ''}"] = top_hits(votes, truth_B)
+                hits[f"{self._name(place)}{'_mean' if pool else ''}"] = top_hits(
+                    votes.masked_fill(votes == 0, -torch.inf), truth_B
+                )
         return hits
 
 

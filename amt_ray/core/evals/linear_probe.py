@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.evals import Known, Task, check_shape, nothing, protocol_name
 from amt_ray.core.geometry import Crops
 from amt_ray.core.heads import HeadFit, Probe, Rate, Standardise
 from amt_ray.core.images import Augmentation, ImageArray
-from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.noise import Purpose, bits, permutation
 from amt_ray.core.optim import scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.precision import check_precision
 from amt_ray.core.probing import (
     POOLS,
     Measured,
@@ -44,7 +44,7 @@ from amt_ray.core.probing import (
     top_hits,
     up_to,
 )
-from amt_ray.core.sampling import epoch_steps, rank_share, steps_per_epoch
+from amt_ray.core.sampling import epoch_steps, images_a_step, rank_share, steps_per_epoch
 
 MODES = ("recipe", "cached")
 CHOOSING = 1  # the second argument of `bits` that keeps this cut apart from the data set's own
@@ -89,7 +89,7 @@ class LinearProbe:
         flip: Probability of a mirror image.
         test_crop: Share of rows and columns that the central crop keeps for measuring.
         encode_batch: Images encoded at once on a rank.
-        precision: Of the encoder: ``float32``, or ``bfloat16`` for autocast.
+        precision: Of the encoder: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -114,10 +114,11 @@ class LinearProbe:
     needs: ClassVar[str] = "labels"
     measures: ClassVar[tuple[str, ...]] = ("linear",)
     presets: ClassVar[Mapping[str, "LinearProbe"]]
+    published: ClassVar[tuple[str, ...]] = ("mae-linear-90", "mae-linear-fast-1")
 
     def __post_init__(self) -> None:
         one_of("features", POOLS, self.features)
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
         if self.mode == "recipe" and (len(self.rates(256)) != 1 or self.views):
@@ -143,6 +144,11 @@ class LinearProbe:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
 
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        chosen = ("eval/linear_base_lr", "eval/linear_weight_decay") if self.mode == "cached" else ()
+        return known.of_splits(known.accuracies("linear")) + chosen
+
     def rates(self, batch_size: int) -> list[Rate]:
         """One for each head, scaled to a batch."""
         return [Rate(scaled_lr(lr, batch_size), decay) for lr in self.base_lrs for decay in self.weight_decays]
@@ -154,6 +160,7 @@ class LinearProbe:
             ValueError: If so.
         """
         check(encoder, task)
+        check_shape(self, task)
 
     def __call__(
         self,
@@ -213,7 +220,7 @@ class _Run:
 
     @property
     def batch_size(self) -> int:
-        return min(self.settings.batch_size, self.num_images)
+        return images_a_step(self.num_images, self.settings.batch_size)
 
     def probe(self, heads: int) -> Probe:
         width = self.encoder.embed_dim * len(POOLS[self.settings.features])
@@ -280,7 +287,7 @@ class _Run:
         held_n = rank_share(held_n, self.ranks.rank, self.ranks.size).to(self.ranks.device)
         hits = self.ranks.sum(top_hits(probe(cache.features[0, held_n]), cache.labels_n[held_n]))
         self.progress((ENCODED + TRAINED) / 2)
-        best = int(hits[:, 0].argmax())
+        best = int(hits[:, 0].nan_to_num(-1.0).argmax())  # not a head that a rate too high has blown up
         one = self.probe(1)
         one.standardise = probe.standardise
         self.fit_cached(one, [self.settings.rates(self.batch_size)[best]], cache, torch.arange(self.num_images))

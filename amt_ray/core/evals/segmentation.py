@@ -21,12 +21,13 @@ from torchvision.tv_tensors import Image, Mask
 
 from amt_ray.core.datasets import UNKNOWN, Source
 from amt_ray.core.encoder import Encoder
-from amt_ray.core.evals import Task, nothing, protocol_name
+from amt_ray.core.evals import Known, Task, nothing, protocol_name
+from amt_ray.core.finite import NotFiniteError
 from amt_ray.core.fitting import BETAS, Fit, freeze_unused, own_random_numbers, warmup_steps_of
 from amt_ray.core.jitter import Jitter, moved
-from amt_ray.core.loop import PRECISIONS
 from amt_ray.core.optim import scaled_lr
 from amt_ray.core.ports import Checkpoints, Ranks
+from amt_ray.core.precision import check_precision
 from amt_ray.core.probing import (
     Measured,
     Progress,
@@ -38,7 +39,7 @@ from amt_ray.core.probing import (
     one_of,
 )
 from amt_ray.core.pyramid import check_grid
-from amt_ray.core.sampling import MicroBatch, rank_share, steps_per_epoch
+from amt_ray.core.sampling import MicroBatch, images_a_step, rank_share, steps_per_epoch
 from amt_ray.core.segmenter import Segmenter
 from amt_ray.core.upernet import resized
 
@@ -66,7 +67,7 @@ class Segmentation:
         distort: Whether brightness, contrast, saturation and hue are changed at random.
         clip_grad: Largest norm of the gradient, or None.
         accumulate: Parts of a step's batch that a rank runs one after the other.
-        precision: Of the encoder and its pyramid: ``float32``, or ``bfloat16`` for autocast.
+        precision: Of the encoder and its pyramid: ``float32``, ``bfloat16`` for autocast, or ``auto``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -96,7 +97,7 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         one_of("head", {"linear": None, "upernet": None}, self.head)
-        one_of("precision", PRECISIONS, self.precision)
+        check_precision(self.precision)
         Jitter(self.scale, self.flip)
         at_least(1, self, ("epochs", "batch_size", "accumulate", "channels"))
         at_least(0, self, ("warmup_steps",))
@@ -107,6 +108,10 @@ class Segmentation:
     def protocol(self) -> str:
         """Name of the protocol with its settings."""
         return protocol_name(self, self.presets)
+
+    def metrics(self, known: Known) -> tuple[str, ...]:
+        """The names that are written."""
+        return known.of_splits(self.measures)
 
     def check(self, encoder: Encoder, task: Task) -> None:
         """Refuse data without label maps, and encoders whose grid takes no pyramid where one is needed.
@@ -185,7 +190,7 @@ class _Run:
 
     def _fit(self) -> Fit:
         settings, index_n = self.settings, self.task.train_index
-        batch_size = min(settings.batch_size, len(index_n))
+        batch_size = images_a_step(len(index_n), settings.batch_size)
         groups = self.model.parameter_groups(settings.weight_decay, settings.layer_decay)
         lr = scaled_lr(settings.base_lr, batch_size)
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
@@ -225,8 +230,7 @@ class _Run:
 
     def confusion(self, split: Measured) -> Tensor:
         """Counts of pixels by true and by found class, over all ranks."""
-        source = self.task.train_source if split.images is self.task.train else self.task.test_source
-        assert source is not None
+        source = self.task.source_of(split.images)
         counts = torch.zeros(self.classes, self.classes, dtype=torch.float64, device=self.ranks.device)
         mine = rank_share(split.index_n, self.ranks.rank, self.ranks.size)
         for index_B in mine.split(max(1, self.fit.batch_size // self.ranks.size)):
@@ -237,6 +241,8 @@ class _Run:
 
     def _confusion_of(self, logits_CYX: Tensor, source: Source, i: int) -> Tensor:
         assert source.labelmap is not None
+        if not bool(torch.isfinite(logits_CYX).all()):
+            return torch.full((self.classes, self.classes), torch.nan, device=self.ranks.device)
         truth = torch.from_numpy(source.labelmap(i)).to(self.ranks.device)
         found = resized(logits_CYX.unsqueeze(0), truth.shape).argmax(dim=1)
         return multiclass_confusion_matrix(found, truth.long().unsqueeze(0), self.classes, ignore_index=UNKNOWN)
@@ -253,7 +259,12 @@ def overlaps(prefix: str, counts: Tensor) -> dict[str, float]:
     """Mean intersection over union, and accuracy, of counts [true class, found class].
 
     Classes that are neither there nor found are left out of the mean.
+
+    Raises:
+        NotFiniteError: If a count is no number, as of an image whose scores of classes are none.
     """
+    if not bool(torch.isfinite(counts).all()):
+        raise NotFiniteError("scores of classes must be finite, got others.")
     hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
     seen = union > 0
     return {

@@ -4,7 +4,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,7 @@ class StoredCheckpoints:
         best: A metric, or what its name begins with, and ``max`` or ``min``: the best checkpoint by it stays as well.
         warn: Told in a line, on rank 0, what was passed over.
         after: Called on every rank after a checkpoint was saved, with its epoch, metrics and folder.
+        held: Epochs whose checkpoints stay whatever comes after them: other runs go on from them.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class StoredCheckpoints:
         best: Best | None = None,
         warn: Callable[[str], None] = to_stderr,
         after: AfterSave | None = None,
+        held: Collection[int] = (),
     ) -> None:
         if keep < 1:
             raise ValueError(f"at least 1 checkpoint must be kept, got {keep}.")
         self.place: Place = place_of(str(uri))
         self.ranks: Ranks = ranks or Solo()
-        self.keep, self.best, self.warn, self.after = keep, best, warn, after
+        self.keep, self.best, self.warn, self.after, self.held = keep, best, warn, after, frozenset(held)
 
     def latest(self) -> Path | None:
         """A folder of this machine with the newest whole checkpoint, verified; None where there is none yet.
@@ -191,14 +193,14 @@ class StoredCheckpoints:
         return found
 
     def _superfluous(self, manifests: list[Manifest]) -> list[int]:
-        """Epochs that are neither of the newest nor the best (of equals, the first)."""
-        kept = {manifest.epoch for manifest in manifests[-self.keep :]}
+        """Epochs that are neither held, nor of the newest, nor the best (of equals, the first)."""
+        kept = self.held | {manifest.epoch for manifest in manifests[-self.keep :]}
         if self.best is not None:
             metric, mode = self.best
             values = {manifest.epoch: value_of(manifest.metrics, metric) for manifest in manifests}
             measured = {epoch: value for epoch, value in values.items() if value is not None}
             if measured:
-                kept.add((max if mode == "max" else min)(measured, key=lambda epoch: measured[epoch]))
+                kept |= {(max if mode == "max" else min)(measured, key=lambda epoch: measured[epoch])}
         return [manifest.epoch for manifest in manifests if manifest.epoch not in kept]
 
     def _fetched(self, name: str) -> tuple[Path | None, str]:

@@ -9,8 +9,8 @@ from amt_ray.runtime.tracking.data import dataset_inputs, log_data
 from amt_ray.runtime.tracking.environment import credentials, environment_tags, tracking_environment
 from amt_ray.runtime.tracking.outbox import Outbox, deliver
 from amt_ray.runtime.tracking.reporter import MlflowReporter
-from amt_ray.runtime.tracking.runs import child_run, log_text, start_experiment_run, start_run
-from amt_ray.runtime.tracking.status import finish, note_checkpoint, run_status, set_tags
+from amt_ray.runtime.tracking.runs import child_run, complete, log_text, start_experiment_run, start_run, unpacked
+from amt_ray.runtime.tracking.status import finish, note_checkpoint, record, run_status, set_tags
 from amt_ray.runtime.tracking.system import SystemMetrics
 from amt_ray.runtime.tracking.target import Target, prepare
 
@@ -20,6 +20,7 @@ __all__ = [
     "SystemMetrics",
     "Target",
     "child_run",
+    "complete",
     "credentials",
     "dataset_inputs",
     "deliver",
@@ -29,10 +30,12 @@ __all__ = [
     "log_text",
     "note_checkpoint",
     "prepare",
+    "record",
     "run_status",
     "set_tags",
     "start_experiment_run",
     "start_run",
     "tracking_environment",
     "tracking_uri",
+    "unpacked",
 ]

@@ -100,6 +100,12 @@ def set_tags(target: Target, run_id: str, tags: Mapping[str, str]) -> None:
         box.tags(tags)
 
 
+def record(target: Target, run_id: str, values: Mapping[str, float], step: int) -> None:
+    """Record metrics of a run."""
+    with _writing(target, run_id) as box:
+        box.metrics(values, step)
+
+
 def note_checkpoint(target: Target, run_id: str, path: str) -> None:
     """Record where a run's final checkpoint is."""
     with _writing(target, run_id) as box:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from amt_ray.address import tracking_uri
 from amt_ray.config import ConfigError, Experiment
 from amt_ray.core.decoded import default_cache_dir
+from amt_ray.runtime.tracking.opening import FAULTS, again, alone, experiment_id, short
 from amt_ray.runtime.tracking.outbox import Address, HeldError, Outbox
 
 RETRAINED = "amt_ray.retrained_epochs"
@@ -70,16 +70,11 @@ def prepare(experiment: Experiment) -> Target:
     uri, name = tracking_uri(experiment), experiment.tracking.experiment or experiment.name
     storage = experiment.ray.storage_path
     outboxes = "" if "://" in storage else str(Path(storage).expanduser().resolve() / "outboxes")
+    # workers run in other folders, so a store without a server needs an absolute place for artifacts
+    location = None if uri.startswith("http") else (Path.cwd() / "mlartifacts" / name).as_uri()
     try:
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        if found is not None:
-            return Target(uri, found.experiment_id, outboxes)
-        # workers run in other folders, so a store without a server needs an absolute place for artifacts
-        location = None if uri.startswith("http") else (Path.cwd() / "mlartifacts" / name).as_uri()
-        return Target(uri, client.create_experiment(name, artifact_location=location), outboxes)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the MLflow tracking store must be reachable, got {uri} ({reason}).") from error
+        with alone(uri):
+            found = again(lambda: experiment_id(MlflowClient(uri), name, location), uri)
+    except FAULTS as error:
+        raise ConfigError(f"the MLflow tracking store must be reachable, got {uri} ({short(error)}).") from error
+    return Target(uri, found, outboxes)
